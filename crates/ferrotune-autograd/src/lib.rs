@@ -1,0 +1,1 @@
+//! Differentiable functions written in Rust for tch (libtorch).

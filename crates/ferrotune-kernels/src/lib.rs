@@ -1,0 +1,1 @@
+//! Fused differentiable functions for LoRA fine-tuning on libtorch.

@@ -1,0 +1,1 @@
+//! LoRA layers, injection by module name and PEFT adapter files for tch.

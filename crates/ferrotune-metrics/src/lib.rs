@@ -1,0 +1,1 @@
+//! Text metrics equal to the Python references: ROUGE with bootstrap intervals.

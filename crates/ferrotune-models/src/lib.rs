@@ -1,0 +1,1 @@
+//! Llama and Mistral decoders on libtorch: Hugging Face checkpoints, GGUF import, loss and generation.

@@ -1,0 +1,1 @@
+//! What this machine computes fast, and which dtypes a run uses.

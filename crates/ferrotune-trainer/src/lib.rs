@@ -1,0 +1,1 @@
+//! The training loop around any tch model: arguments, AdamW, schedules, accumulation, callbacks.

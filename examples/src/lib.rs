@@ -1,0 +1,1 @@
+//! Examples of ferrotune: see the files beside this package manifest.

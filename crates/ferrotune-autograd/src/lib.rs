@@ -1,1 +1,12 @@
-//! Differentiable functions written in Rust for tch (libtorch).
+#![doc = include_str!("../README.md")]
+
+mod error;
+mod function;
+mod parallel;
+#[allow(unsafe_code)] // the one place where Rust and the C++ shim meet
+mod shim;
+
+pub use error::{Error, Result};
+pub use function::{BackwardContext, ForwardContext, Function, apply, apply_one, live_functions};
+pub use parallel::parallel_for;
+pub use tch;

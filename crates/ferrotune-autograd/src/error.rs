@@ -1,0 +1,55 @@
+//! The crate's error type.
+
+/// What user code may return from [`Function`](crate::Function)'s methods.
+pub type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a differentiable function could not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The function's own forward returned an error.
+    #[error("forward of {function} failed: {source}")]
+    Forward {
+        /// Name of the function's type.
+        function: &'static str,
+        /// What it returned.
+        source: BoxedError,
+    },
+    /// The function's own forward panicked; the panic was caught.
+    #[error("forward of {function} panicked: {message}")]
+    Panic {
+        /// Name of the function's type.
+        function: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+    /// A function applied for one output returned another number of them.
+    #[error("{function} returned {found} outputs where exactly one was expected; call `apply` instead of `apply_one`")]
+    OutputCount {
+        /// Name of the function's type.
+        function: &'static str,
+        /// Number of outputs returned.
+        found: usize,
+    },
+    /// Forward marked an output that it does not have.
+    #[error("{function} marked output {index} as non-differentiable but has {outputs} outputs")]
+    NoSuchOutput {
+        /// Name of the function's type.
+        function: &'static str,
+        /// The index marked.
+        index: usize,
+        /// Number of outputs returned.
+        outputs: usize,
+    },
+    /// libtorch refused to record the function in its graph.
+    #[error("libtorch could not record {function}: {message}")]
+    Attach {
+        /// Name of the function's type.
+        function: &'static str,
+        /// libtorch's message.
+        message: String,
+    },
+}
+
+/// `std::result::Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

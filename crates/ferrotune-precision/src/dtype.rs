@@ -1,0 +1,154 @@
+//! Names of dtypes, and which of them a run uses where.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+
+use crate::{Error, Result};
+
+/// A floating-point dtype of storage or arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ComputeDtype {
+    /// 32-bit IEEE float.
+    #[default]
+    F32,
+    /// 16 bits with the exponent of `f32`.
+    Bf16,
+    /// 16-bit IEEE float.
+    F16,
+}
+
+impl ComputeDtype {
+    /// The dtype as libtorch names it.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
+        }
+    }
+}
+
+impl fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl FromStr for ComputeDtype {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" | "float32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            "f16" | "float16" => Ok(Self::F16),
+            _ => Err(Error::UnknownDtype { found: name.into(), known: "f32, bf16, f16".into() }),
+        }
+    }
+}
+
+impl TryFrom<String> for ComputeDtype {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+impl From<ComputeDtype> for String {
+    fn from(dtype: ComputeDtype) -> Self {
+        dtype.to_string()
+    }
+}
+
+/// Which dtype a run uses for what.
+///
+/// A value of this type can be computed with: a combination that is not offered cannot be built.
+///
+/// ```
+/// use ferrotune_precision::{ComputeDtype, DtypePolicy};
+/// let policy = DtypePolicy::for_compute("f32".parse()?)?;
+/// assert_eq!(policy.optimizer_state(), ComputeDtype::F32);
+/// let refusal = DtypePolicy::for_compute(ComputeDtype::Bf16).unwrap_err().to_string();
+/// assert!(refusal.contains("bf16 is not offered yet"));
+/// # Ok::<(), ferrotune_precision::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DtypePolicy {
+    weights: ComputeDtype,
+    compute: ComputeDtype,
+    gradients: ComputeDtype,
+    optimizer_state: ComputeDtype,
+}
+
+impl DtypePolicy {
+    /// The policy that computes in `compute`.
+    ///
+    /// # Errors
+    /// [`Error::DtypeNotOffered`] for everything but [`ComputeDtype::F32`].
+    pub fn for_compute(compute: ComputeDtype) -> Result<Self> {
+        match compute {
+            ComputeDtype::F32 => Ok(Self::default()),
+            ComputeDtype::Bf16 => Err(Error::DtypeNotOffered {
+                dtype: compute,
+                reason: "the layers have no bf16 product with f32 adapters, and on a processor without avx512_bf16 \
+                         one would be slower than f32",
+            }),
+            ComputeDtype::F16 => Err(Error::DtypeNotOffered {
+                dtype: compute,
+                reason: "gradients in f16 underflow without loss scaling, which the trainer does not do",
+            }),
+        }
+    }
+
+    /// How frozen weights are stored.
+    pub fn weights(&self) -> ComputeDtype {
+        self.weights
+    }
+
+    /// What products are computed in.
+    pub fn compute(&self) -> ComputeDtype {
+        self.compute
+    }
+
+    /// What trainable parameters and their gradients are held in.
+    pub fn gradients(&self) -> ComputeDtype {
+        self.gradients
+    }
+
+    /// What the optimizer's moments are held in.
+    pub fn optimizer_state(&self) -> ComputeDtype {
+        self.optimizer_state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_an_unknown_one_lists_the_known() {
+        for dtype in [ComputeDtype::F32, ComputeDtype::Bf16, ComputeDtype::F16] {
+            assert_eq!(dtype.to_string().parse::<ComputeDtype>().unwrap(), dtype);
+        }
+        let message = "fp8".parse::<ComputeDtype>().unwrap_err().to_string();
+        assert_eq!(message, "unknown dtype \"fp8\": expected one of f32, bf16, f16");
+    }
+
+    #[test]
+    fn sixteen_bit_policies_are_refused_by_name_with_a_reason() {
+        for (dtype, word) in [(ComputeDtype::Bf16, "avx512_bf16"), (ComputeDtype::F16, "underflow")] {
+            let message = DtypePolicy::for_compute(dtype).unwrap_err().to_string();
+            assert!(message.contains(&format!("compute_dtype {dtype} is not offered yet")), "{message}");
+            assert!(message.contains(word) && message.contains("\"f32\""), "{message}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What can go wrong, each with where, what was expected, what was found and how to mend it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::Metric;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A metric's name is not known.
+    #[error("unknown metric {found:?}: the known ones are {}", known_metrics())]
+    UnknownMetric {
+        /// The name given.
+        found: String,
+    },
+
+    /// There is nothing to average over.
+    #[error("no examples to evaluate: expected at least one pair of a reference and a prediction")]
+    NoExamples,
+
+    /// Perplexity is a mean over target tokens, and there are none.
+    #[error("no target tokens: perplexity needs the likelihood of at least one; were all labels masked?")]
+    NoTargetTokens,
+
+    /// A file could not be read.
+    #[error("{}: cannot read predictions: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// A file could not be written.
+    #[error("{}: cannot write metrics: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// A file of predictions holds no lines.
+    #[error("{}: no predictions: expected lines such as {{\"reference\": \"...\", \"{prediction_field}\": \"...\"}}", path.display())]
+    NoPredictions {
+        /// The file.
+        path: PathBuf,
+        /// The field that was to hold the predictions.
+        prediction_field: String,
+    },
+
+    /// Lines of a file of predictions are not what they should be.
+    #[error("{}", display_bad_lines(path, lines, *total))]
+    BadLines {
+        /// The file.
+        path: PathBuf,
+        /// The first ones, at most [`BadLine::MAX_SHOWN`].
+        lines: Vec<BadLine>,
+        /// How many there are in all.
+        total: usize,
+    },
+}
+
+/// One bad line of a file of predictions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    /// Line in the file, from 1.
+    pub line: usize,
+    /// Character in the line, from 1.
+    pub column: usize,
+    /// The field concerned, unless it is the line as a whole.
+    pub field: Option<String>,
+    /// What should be there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+impl BadLine {
+    /// At most this many bad lines of a file are kept; the others are counted.
+    pub const MAX_SHOWN: usize = 20;
+}
+
+fn known_metrics() -> String {
+    Metric::ALL.map(|metric| metric.name()).join(", ")
+}
+
+fn display_bad_lines(path: &std::path::Path, lines: &[BadLine], total: usize) -> String {
+    use fmt::Write as _;
+    let mut text = String::new();
+    for BadLine { line, column, field, expected, found } in lines {
+        // Writing to a string cannot fail.
+        _ = write!(text, "{}:{line}:{column}: ", path.display());
+        if let Some(field) = field {
+            _ = write!(text, "field {field:?}: ");
+        }
+        _ = writeln!(text, "expected {expected}, found {found}");
+    }
+    if total > lines.len() {
+        _ = writeln!(text, "... and {} more", total - lines.len());
+    }
+    _ = write!(text, "{total} bad {} in {}", if total == 1 { "line" } else { "lines" }, path.display());
+    text
+}

@@ -1,0 +1,100 @@
+//! Scores a model's predictions against the references: a table on the terminal, and the same as JSON.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use ferrotune_metrics::{Error, Estimate, Metric, evaluate_all, read_predictions, write_metrics};
+
+/// Scores predictions against references.
+///
+/// Each line of the input is a JSON object with the fields "reference" and "prediction". Values are times 100; the interval
+/// is the 95 % percentile interval of 1,000 bootstrap resamples, the same in every run.
+#[derive(Parser)]
+#[command(name = "evaluate", after_help = EXAMPLES)]
+struct Arguments {
+    /// JSON lines with the references and the predictions
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+
+    /// The field that holds the predictions
+    #[arg(long, value_name = "NAME", default_value = "prediction")]
+    prediction_field: String,
+
+    /// What to measure, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric,
+          default_value = "rouge1,rouge2,rougeL,rougeLsum")]
+    metrics: Vec<Metric>,
+
+    /// Where to write {"rougeL": {"value", "low", "high"}, ...}
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  # two lines to try it on
+  printf '%s\\n' '{\"reference\": \"The cats sat.\", \"prediction\": \"A cat sat\"}' \\
+                '{\"reference\": \"Dogs bark\", \"prediction\": \"dogs\"}' > predictions.jsonl
+
+  cargo run --release -p ferrotune-examples --example evaluate -- --input predictions.jsonl
+
+  cargo run --release -p ferrotune-examples --example evaluate -- \\
+      --input predictions.jsonl --metrics rouge1,rougeL --output metrics.json
+
+  # what a fine-tuned model wrote, from the output folder of a run
+  cargo run --release -p ferrotune-examples --example evaluate -- \\
+      --input runs/demo/predictions.jsonl --prediction-field after
+
+Exit codes: 0 done; 2 bad input or arguments; 1 anything else.";
+
+fn metric(name: &str) -> Result<Metric, Error> {
+    name.trim().parse()
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With standard error closed there is nobody left to tell.
+            _ = writeln!(io::stderr(), "error: {error}");
+            let bad_output_folder =
+                matches!(&error, Error::Write { source, .. } if source.kind() == io::ErrorKind::NotFound);
+            ExitCode::from(if matches!(error, Error::Write { .. }) && !bad_output_folder { 1 } else { 2 })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Error> {
+    let predictions = read_predictions(&arguments.input, &arguments.prediction_field)?;
+    let pairs: Vec<(&str, &str)> =
+        predictions.iter().map(|line| (line.reference.as_str(), line.prediction.as_str())).collect();
+    let mut metrics = Vec::new();
+    for &metric in &arguments.metrics {
+        if !metrics.contains(&metric) {
+            metrics.push(metric);
+        }
+    }
+    let estimates = evaluate_all(&metrics, &pairs)?;
+    if let Some(output) = &arguments.output {
+        write_metrics(output, &estimates)?;
+    }
+    // A closed pipe (`evaluate ... | head -1`) is the reader's choice, not a failure.
+    _ = print_table(&estimates, pairs.len(), arguments.output.as_deref());
+    Ok(())
+}
+
+fn print_table(estimates: &[(Metric, Estimate)], examples: usize, output: Option<&Path>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{:<10} {:>7}   95 % interval", "metric", "value")?;
+    for (metric, Estimate { value, low, high }) in estimates {
+        writeln!(out, "{metric:<10} {value:>7.2}   {low:.2} to {high:.2}")?;
+    }
+    writeln!(out, "{examples} {}", if examples == 1 { "example" } else { "examples" })?;
+    if let Some(output) = output {
+        writeln!(out, "written to {}", output.display())?;
+    }
+    Ok(())
+}

@@ -1,1 +1,14 @@
 //! LoRA fine-tuning of Llama and Mistral models on libtorch: data in, an evaluated PEFT adapter out.
+//!
+//! - [`recipe`]: one TOML file describes a whole run, and is checked before anything expensive starts;
+//! - [`report`]: what a run measured, as `metrics.json`, as a table for the terminal and as a self-contained
+//!   `report.html`;
+//! - [`progress`]: the progress bar, or one JSON object a line for other programs;
+//! - [`atomic`]: files that are there whole or not at all.
+
+pub mod atomic;
+mod error;
+
+pub mod recipe;
+
+pub use error::{Error, Result};

@@ -1,0 +1,139 @@
+//! Files that are there whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Error, Result};
+
+/// Writes `bytes` to `path` so that a reader sees the old file or the new one, whenever the program is killed.
+///
+/// The bytes go into a temporary file in the same folder, which is flushed to the disk and renamed over
+/// `path`; then the folder is flushed. Missing parent folders are made.
+///
+/// ```
+/// let dir = tempfile::tempdir()?;
+/// let path = dir.path().join("metrics.json");
+/// ferrotune::atomic::write_atomically(&path, b"{}\n")?;
+/// assert_eq!(std::fs::read(&path)?, b"{}\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Write`] with the path and what the operating system says; the old file, if any, is then untouched
+/// and no temporary file stays behind.
+pub fn write_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
+    let path = path.as_ref();
+    write(path, bytes.as_ref()).map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name"))?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder)?;
+
+    let (mut file, temporary) = create_sibling(folder, &name.to_string_lossy())?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    drop(file);
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    // Without this a power cut may undo the rename. Not every platform can open a folder.
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// Creates a new file beside the target; a name that is taken is never reused.
+fn create_sibling(folder: &Path, name: &str) -> io::Result<(File, PathBuf)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    // A file name may have 255 bytes; the temporary one must not be the longer for it.
+    let stem: String = name.chars().take(40).collect();
+    loop {
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!(".{stem}.{}-{count}.tmp", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replaces_a_file_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.html");
+        write_atomically(&path, "old").unwrap();
+        write_atomically(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["report.html"]);
+    }
+
+    #[test]
+    fn makes_missing_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/recipe.toml");
+        write_atomically(&path, "x = 1").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "x = 1");
+    }
+
+    #[test]
+    fn a_failed_write_names_the_file_and_cleans_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        let error = write_atomically(&path, "x").unwrap_err();
+        assert!(error.to_string().contains("taken"), "{error}");
+        assert_eq!(names(dir.path()), ["taken"]);
+        assert!(write_atomically("/", "x").is_err());
+    }
+
+    #[test]
+    fn takes_the_longest_file_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("n".repeat(255));
+        write_atomically(&path, "x").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_atomically(&path, vec![b'0'; 1 << 20]).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..20_u8 {
+                    write_atomically(&path, vec![b'0' + round; 1 << 20]).unwrap();
+                }
+            });
+            for _ in 0..50 {
+                let bytes = fs::read(&path).unwrap();
+                assert_eq!(bytes.len(), 1 << 20);
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+            }
+        });
+    }
+}

@@ -1,0 +1,153 @@
+//! Checks of more than one key: settings that contradict each other, files that do not exist.
+
+use std::path::{Path, PathBuf};
+
+use super::config::Recipe;
+use super::problem::{Place, Problem, ProblemKind};
+use super::source::Source;
+
+/// Settings that cannot hold together. A key that already has a problem is left in peace.
+pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Vec<Problem>) {
+    let troubled: Vec<String> =
+        problems.iter().flat_map(|problem| problem.kind.keys()).map(str::to_owned).collect();
+    let mut contradiction = |keys: [&str; 2], reason: String| {
+        if keys.iter().any(|key| troubled.iter().any(|troubled| troubled == key)) {
+            return;
+        }
+        let (section, key) = keys[0].split_once('.').unwrap_or(("", keys[0]));
+        problems.push(Problem {
+            place: source.place(section, key),
+            kind: ProblemKind::Contradiction { keys: keys.map(str::to_owned).to_vec(), reason },
+        });
+    };
+
+    let data = &recipe.data;
+    for (limit, key, file, file_key) in [
+        (data.max_validation, "data.max_validation", &data.validation, "data.validation"),
+        (data.max_test, "data.max_test", &data.test, "data.test"),
+    ] {
+        if limit.is_some() && file.is_none() {
+            let reason = format!("`{key}` limits a file that is not given; add `{file_key}`, or remove it");
+            contradiction([key, file_key], reason);
+        }
+    }
+
+    let training = &recipe.training;
+    if training.lr_scheduler_type == "constant" && training.warmup_steps > 0.0 {
+        contradiction(
+            ["training.warmup_steps", "training.lr_scheduler_type"],
+            format!(
+                "`training.warmup_steps` is {}, but `training.lr_scheduler_type` \"constant\" has no warm-up; \
+                 use \"constant_with_warmup\", or remove `warmup_steps`",
+                training.warmup_steps
+            ),
+        );
+    }
+    #[expect(clippy::cast_precision_loss, reason = "no run has 2^53 steps")]
+    if training.max_steps > 0 && training.warmup_steps >= training.max_steps as f64 {
+        contradiction(
+            ["training.warmup_steps", "training.max_steps"],
+            format!(
+                "`training.warmup_steps` is {}, and `training.max_steps` ends the run after {}: \
+                 the learning rate would never reach its peak",
+                training.warmup_steps, training.max_steps
+            ),
+        );
+    }
+
+    let output = plain(&recipe.output_dir);
+    let inputs = [
+        ("model.path", Some(&recipe.model.path)),
+        ("data.train", Some(&data.train)),
+        ("data.validation", data.validation.as_ref()),
+        ("data.test", data.test.as_ref()),
+    ];
+    for (key, path) in inputs {
+        if path.is_some_and(|path| plain(path) == output) {
+            contradiction(
+                ["output_dir", key],
+                format!("`output_dir` and `{key}` are the same path, \"{}\"", recipe.output_dir.display()),
+            );
+        }
+    }
+}
+
+/// Held-out data that are the training data: legal, and hardly ever meant.
+pub(super) fn warnings(recipe: &Recipe) -> Vec<String> {
+    let data = &recipe.data;
+    [("data.validation", &data.validation), ("data.test", &data.test)]
+        .into_iter()
+        .filter(|(_, path)| path.as_ref().is_some_and(|path| same_file(path, &data.train)))
+        .map(|(key, _)| {
+            format!(
+                "`{key}` and `data.train` are the same file: what is measured on it is no held-out result"
+            )
+        })
+        .collect()
+}
+
+/// A problem for each file that is absent or of the wrong kind.
+pub(super) fn paths(recipe: &Recipe, recipe_file: Option<&Path>, place: &Place) -> Vec<Problem> {
+    let data = &recipe.data;
+    let mut problems = vec![];
+    let mut problem = |key: &str, path: &Path, reason: String| {
+        let kind = ProblemKind::Path { key: key.to_owned(), path: path.to_owned(), reason };
+        problems.push(Problem { place: place.clone(), kind });
+    };
+
+    let model = &recipe.model.path;
+    if !model.exists() {
+        problem("model.path", model, absent(model, recipe_file));
+    } else if model.is_file() && model.extension().is_none_or(|extension| extension != "gguf") {
+        let reason = "is a file; expected a Hugging Face model directory or a .gguf file".to_owned();
+        problem("model.path", model, reason);
+    }
+    let files = [
+        ("data.train", Some(&data.train)),
+        ("data.validation", data.validation.as_ref()),
+        ("data.test", data.test.as_ref()),
+    ];
+    for (key, path) in files {
+        let Some(path) = path else { continue };
+        if !path.exists() {
+            problem(key, path, absent(path, recipe_file));
+        } else if path.is_dir() {
+            problem(key, path, "is a folder; expected a JSONL file".to_owned());
+        }
+    }
+    if recipe.output_dir.exists() && !recipe.output_dir.is_dir() {
+        problem("output_dir", &recipe.output_dir, "is a file; expected a folder".to_owned());
+    }
+    problems
+}
+
+/// Why a path is not found; relative paths are the usual reason.
+fn absent(path: &Path, recipe_file: Option<&Path>) -> String {
+    if path.is_absolute() {
+        return "does not exist".to_owned();
+    }
+    let mut reason = match std::env::current_dir() {
+        Ok(folder) => format!("does not exist in the current directory, {}", folder.display()),
+        Err(_) => "does not exist in the current directory".to_owned(),
+    };
+    if let Some(folder) = recipe_file.and_then(Path::parent) {
+        let beside = folder.join(path);
+        if beside.exists() {
+            reason.push_str(&format!(
+                "; paths are not relative to the recipe: write \"{}\", or start the run in \"{}\"",
+                beside.display(),
+                folder.display()
+            ));
+        }
+    }
+    reason
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    plain(a) == plain(b) || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// A path without `.` and doubled slashes.
+fn plain(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect()
+}

@@ -1,0 +1,83 @@
+//! One TOML file that describes a whole run: model, data, adapter, training, evaluation.
+//!
+//! Only `output_dir`, `model.path` and `data.train` are required; every other key has a default that stands at
+//! the field of the section's type. A recipe with everything written out:
+//!
+//! ```toml
+//! output_dir = "runs/synopsis"     # adapter/, recipe.toml, metrics.json, predictions.jsonl, report.html
+//! overwrite_output_dir = false
+//! seed = 42
+//!
+//! [model]
+//! path = "models/SmolLM2-135M-Instruct"
+//!
+//! [data]
+//! train = "data/train.jsonl"
+//! validation = "data/validation.jsonl"
+//! test = "data/test.jsonl"
+//! max_train = 600
+//! max_validation = 100
+//! max_test = 100
+//! max_length = 1024
+//!
+//! [lora]
+//! r = 16
+//! lora_alpha = 32
+//! lora_dropout = 0.0
+//! target_modules = ["q_proj", "v_proj"]   # or "all-linear"
+//!
+//! [training]
+//! num_train_epochs = 3
+//! per_device_train_batch_size = 4
+//! gradient_accumulation_steps = 8
+//! learning_rate = 2e-5
+//! weight_decay = 0.01
+//! warmup_steps = 0
+//! lr_scheduler_type = "linear"
+//! max_steps = -1
+//! logging_steps = 100
+//! max_grad_norm = 1.0
+//!
+//! [generation]
+//! max_new_tokens = 32
+//! batch_size = 8
+//!
+//! [evaluation]
+//! metrics = ["rouge1", "rouge2", "rougeL"]
+//! before = true
+//! after = true
+//!
+//! [runtime]
+//! device = "cpu"
+//! compute_dtype = "f32"
+//! threads = 2
+//! ```
+//!
+//! **Paths** are relative to the current directory, as in every command typed beside them, and not to the
+//! recipe: `recipe.toml` in the output folder of a run starts the same run again from where the run was started.
+//! [`Recipe::check_paths`] says so when a file is found beside the recipe only.
+//!
+//! **Overrides** have the form `section.key=value` (`key=value` at the top). The value is TOML if it can be
+//! read as TOML, else a string, so that `lora.target_modules=all-linear` needs no quotes inside quotes. They pass
+//! the same checks as the file, and the value they replace is not looked at.
+//!
+//! **Errors** come all at once, each with file, line and column, or the `--set` it stands in.
+
+mod check;
+mod config;
+mod nearest;
+mod problem;
+mod reader;
+mod schema;
+mod sections;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use config::Recipe;
+pub use problem::{Place, Problem, ProblemKind};
+pub use schema::{COMPUTE_DTYPES, DEVICES, LR_SCHEDULER_TYPES, METRICS};
+pub use sections::{
+    DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
+    TargetModules, TrainingSection,
+};

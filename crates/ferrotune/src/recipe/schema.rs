@@ -1,0 +1,70 @@
+//! The names a recipe may use, and the choices it may make.
+
+use super::nearest::nearest;
+
+/// Every section with its keys; `""` is the top of the file.
+pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
+    ("", &["output_dir", "overwrite_output_dir", "seed"]),
+    ("model", &["path"]),
+    ("data", &["train", "validation", "test", "max_train", "max_validation", "max_test", "max_length"]),
+    ("lora", &["r", "lora_alpha", "lora_dropout", "target_modules"]),
+    (
+        "training",
+        &[
+            "num_train_epochs",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "lr_scheduler_type",
+            "max_steps",
+            "logging_steps",
+            "max_grad_norm",
+        ],
+    ),
+    ("generation", &["max_new_tokens", "batch_size"]),
+    ("evaluation", &["metrics", "before", "after"]),
+    ("runtime", &["device", "compute_dtype", "threads"]),
+];
+
+/// The metrics that `evaluation.metrics` takes.
+pub const METRICS: &[&str] = &["rouge1", "rouge2", "rougeL", "rougeLsum"];
+/// The schedules that `training.lr_scheduler_type` takes, by transformers' names.
+pub const LR_SCHEDULER_TYPES: &[&str] = &["linear", "cosine", "constant", "constant_with_warmup"];
+/// The devices that `runtime.device` takes.
+pub const DEVICES: &[&str] = &["cpu"];
+/// The types that `runtime.compute_dtype` takes.
+pub const COMPUTE_DTYPES: &[&str] = &["f32"];
+
+pub(super) fn section_names() -> Vec<&'static str> {
+    SECTIONS.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect()
+}
+
+pub(super) fn keys_of(section: &str) -> &'static [&'static str] {
+    SECTIONS.iter().find(|(name, _)| *name == section).map_or(&[], |(_, keys)| keys)
+}
+
+/// `training.seed`, or just `seed` at the top.
+pub(super) fn join(section: &str, key: &str) -> String {
+    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
+}
+
+/// The key that was probably meant: a similar one of the same section, the same name in another section,
+/// or a similar one anywhere.
+pub(super) fn nearest_key(section: &str, key: &str) -> Option<String> {
+    if let Some(near) = nearest(key, keys_of(section).iter().copied()) {
+        return Some(join(section, near));
+    }
+    let all = || SECTIONS.iter().flat_map(|(section, keys)| keys.iter().map(move |key| (*section, *key)));
+    if let Some((section, key)) = all().find(|(_, known)| *known == key) {
+        return Some(join(section, key));
+    }
+    let near = nearest(key, all().map(|(_, key)| key))?;
+    all().find(|(_, known)| *known == near).map(|(section, key)| join(section, key))
+}
+
+/// The section that was probably meant.
+pub(super) fn nearest_section(section: &str) -> Option<String> {
+    nearest(section, section_names()).map(str::to_owned)
+}

@@ -1,0 +1,222 @@
+//! The sections of a recipe: what each key means, and its default.
+
+use std::path::PathBuf;
+
+use serde::{Serialize, Serializer};
+
+/// `[model]`: the model that is fine-tuned.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelSection {
+    /// A Hugging Face model directory, or a `.gguf` file. Required.
+    pub path: PathBuf,
+}
+
+/// `[data]`: JSONL files, one example a line.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataSection {
+    /// The examples to train on. Required.
+    pub train: PathBuf,
+    /// Held-out examples for the validation loss; without them there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PathBuf>,
+    /// Held-out examples to generate answers for, before and after; without them nothing is generated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
+    /// Take only the first so many lines of `train`. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_train: Option<usize>,
+    /// Take only the first so many lines of `validation`. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_validation: Option<usize>,
+    /// Take only the first so many lines of `test`. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_test: Option<usize>,
+    /// The most tokens an example may have, prompt and completion; a longer one is an error that names it.
+    /// Default: 1024.
+    pub max_length: usize,
+}
+
+impl DataSection {
+    /// Trains on all of `train`, with no held-out data.
+    #[must_use]
+    pub fn new(train: impl Into<PathBuf>) -> Self {
+        Self {
+            train: train.into(),
+            validation: None,
+            test: None,
+            max_train: None,
+            max_validation: None,
+            max_test: None,
+            max_length: 1024,
+        }
+    }
+}
+
+/// Which linear layers get an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// The layers whose path is one of these names, or ends in a dot and one of them, as in PEFT.
+    Named(Vec<String>),
+    /// Every linear layer but the output head: `"all-linear"`.
+    #[serde(serialize_with = "all_linear")]
+    AllLinear,
+}
+
+/// The one string that `target_modules` takes in place of a list.
+pub(super) const ALL_LINEAR: &str = "all-linear";
+
+fn all_linear<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(ALL_LINEAR)
+}
+
+/// `[lora]`: the adapter, by PEFT's names.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LoraSection {
+    /// The rank of the update. Default: 16.
+    pub r: usize,
+    /// The update is scaled by `lora_alpha / r`. Default: 32.
+    #[serde(serialize_with = "number")]
+    pub lora_alpha: f64,
+    /// Probability of dropping an input of the update while training, in [0, 1). Default: 0.
+    #[serde(serialize_with = "number")]
+    pub lora_dropout: f64,
+    /// The layers that get an adapter. Default: `["q_proj", "v_proj"]`.
+    pub target_modules: TargetModules,
+}
+
+impl Default for LoraSection {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::Named(vec!["q_proj".to_owned(), "v_proj".to_owned()]),
+        }
+    }
+}
+
+/// `[training]`: the loop, by the names of transformers' `TrainingArguments`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainingSection {
+    /// Passes over the training data; may be fractional. `max_steps` wins over it. Default: 3.
+    #[serde(serialize_with = "number")]
+    pub num_train_epochs: f64,
+    /// Examples in one forward pass. Default: 4.
+    pub per_device_train_batch_size: usize,
+    /// Forward passes whose gradients make one optimizer step. Default: 8.
+    pub gradient_accumulation_steps: usize,
+    /// The peak learning rate of AdamW. Default: 2e-5.
+    #[serde(serialize_with = "number")]
+    pub learning_rate: f64,
+    /// Decoupled weight decay. Default: 0.01.
+    #[serde(serialize_with = "number")]
+    pub weight_decay: f64,
+    /// Steps in which the learning rate rises from zero to its peak; below 1 it is a share of all steps, as in
+    /// transformers. See [`warmup`](Self::warmup). Default: 0.
+    #[serde(serialize_with = "number")]
+    pub warmup_steps: f64,
+    /// What the learning rate does after the warm-up: one of [`LR_SCHEDULER_TYPES`](super::LR_SCHEDULER_TYPES).
+    /// Default: `"linear"`.
+    pub lr_scheduler_type: String,
+    /// Stop after so many optimizer steps; -1: after `num_train_epochs`. Default: -1.
+    pub max_steps: i64,
+    /// Record the loss every so many steps. Default: 100.
+    pub logging_steps: usize,
+    /// Scale a step's gradient down to this norm where it is longer; 0 turns clipping off. Default: 1.
+    #[serde(serialize_with = "number")]
+    pub max_grad_norm: f64,
+}
+
+impl TrainingSection {
+    /// The number of warm-up steps of a run of `total_steps`: `warmup_steps`, or that share of them, rounded up.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    pub fn warmup(&self, total_steps: usize) -> usize {
+        if self.warmup_steps < 1.0 {
+            (self.warmup_steps * total_steps as f64).ceil() as usize
+        } else {
+            self.warmup_steps as usize
+        }
+    }
+}
+
+impl Default for TrainingSection {
+    fn default() -> Self {
+        Self {
+            num_train_epochs: 3.0,
+            per_device_train_batch_size: 4,
+            gradient_accumulation_steps: 8,
+            learning_rate: 2e-5,
+            weight_decay: 0.01,
+            warmup_steps: 0.0,
+            lr_scheduler_type: "linear".to_owned(),
+            max_steps: -1,
+            logging_steps: 100,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+/// `[generation]`: greedy answers to the prompts of `data.test`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GenerationSection {
+    /// The most tokens of an answer. Default: 32.
+    pub max_new_tokens: usize,
+    /// Prompts that are answered at a time. Default: 8.
+    pub batch_size: usize,
+}
+
+impl Default for GenerationSection {
+    fn default() -> Self {
+        Self { max_new_tokens: 32, batch_size: 8 }
+    }
+}
+
+/// `[evaluation]`: what is measured on `data.test`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvaluationSection {
+    /// Any of [`METRICS`](super::METRICS). Default: `["rouge1", "rouge2", "rougeL"]`.
+    pub metrics: Vec<String>,
+    /// Whether the model is measured before training. Default: true.
+    pub before: bool,
+    /// Whether the model is measured after training. Default: true.
+    pub after: bool,
+}
+
+impl Default for EvaluationSection {
+    fn default() -> Self {
+        let metrics = ["rouge1", "rouge2", "rougeL"].map(str::to_owned).to_vec();
+        Self { metrics, before: true, after: true }
+    }
+}
+
+/// `[runtime]`: where and how it is computed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RuntimeSection {
+    /// One of [`DEVICES`](super::DEVICES). Default: `"cpu"`.
+    pub device: String,
+    /// The type that the products are computed in: one of [`COMPUTE_DTYPES`](super::COMPUTE_DTYPES).
+    /// Default: `"f32"`, so that results do not depend on what a machine does fast.
+    pub compute_dtype: String,
+    /// Threads to compute with. Default: all cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
+
+impl Default for RuntimeSection {
+    fn default() -> Self {
+        Self { device: "cpu".to_owned(), compute_dtype: "f32".to_owned(), threads: None }
+    }
+}
+
+/// Writes `3` where `3.0` would say no more, as people write it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        serializer.serialize_i64(*value as i64)
+    } else {
+        serializer.serialize_f64(*value)
+    }
+}

@@ -1,0 +1,213 @@
+//! The crate's error type.
+
+use std::path::PathBuf;
+
+/// What can go wrong in this crate, with the place, what was expected, what was found and how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file operation failed.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// The operation, as a verb phrase: `read`, `rename`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+
+    /// An error in the contents of a file.
+    #[error("{path}: {source}", path = path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<Error>,
+    },
+
+    /// A text is not JSON, or not a JSON object.
+    #[error("line {line}, column {column}: expected a JSON object, found {reason}")]
+    Json {
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1.
+        column: usize,
+        /// The parser's reason.
+        reason: String,
+    },
+
+    /// An option of the configuration has a value that it cannot have.
+    #[error("`{key}` is {found}, expected {expected}")]
+    InvalidValue {
+        /// The option, under its name in `adapter_config.json`.
+        key: String,
+        /// The value.
+        found: String,
+        /// What the option accepts.
+        expected: String,
+    },
+
+    /// An option is on that changes what the adapter computes and that this crate does not implement.
+    #[error("`{key}` is {value}: {reason}; {remedy}")]
+    Unsupported {
+        /// The option, under its name in `adapter_config.json`.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+        /// What the option does.
+        reason: &'static str,
+        /// What can be done.
+        remedy: &'static str,
+    },
+
+    /// A regular expression is not valid, or uses what linear-time matching cannot express.
+    #[error("`{key}` holds the pattern {pattern:?}: {reason}")]
+    Pattern {
+        /// The option that holds the pattern.
+        key: String,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong and how to mend it.
+        reason: String,
+    },
+
+    /// The target modules name no linear layer of the model.
+    #[error("{targets} matches no linear layer{note}; the model has {available}")]
+    NoTarget {
+        /// The option and its value.
+        targets: String,
+        /// What narrowed the choice, if anything did.
+        note: String,
+        /// The distinct suffixes of the model's linear layers.
+        available: String,
+    },
+
+    /// The target modules name a module that holds layers and is none.
+    #[error(
+        "{targets} matches `{path}`, which is not a linear layer but holds some; name the layers in it, for example `{example}`"
+    )]
+    NotLinear {
+        /// The option and its value.
+        targets: String,
+        /// The module.
+        path: String,
+        /// A layer in it.
+        example: String,
+    },
+
+    /// A tensor's shape is not the expected one.
+    #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?}: {reason}")]
+    ShapeMismatch {
+        /// The tensor.
+        tensor: String,
+        /// The expected shape; -1 is any size.
+        expected: Vec<i64>,
+        /// Its shape.
+        found: Vec<i64>,
+        /// Where the expectation comes from.
+        reason: String,
+    },
+
+    /// One half of an adapter is there and the other is not.
+    #[error(
+        "tensor `{present}` is there and its other half `{missing}` is not: the file is incomplete, save the adapter again"
+    )]
+    MissingTensor {
+        /// The half that is there.
+        present: String,
+        /// The half that is not.
+        missing: String,
+    },
+
+    /// A tensor that does not belong to a LoRA adapter of linear layers.
+    #[error("tensor `{tensor}` is not a LoRA weight of this adapter: {reason}")]
+    UnexpectedTensor {
+        /// The tensor.
+        tensor: String,
+        /// Why, and how to mend it.
+        reason: String,
+    },
+
+    /// A tensor has a dtype that an adapter cannot have.
+    #[error("tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        found: String,
+    },
+
+    /// A tensor holds NaN or an infinity.
+    #[error(
+        "tensor `{tensor}` holds NaN or infinity: the training that wrote it diverged, use an earlier checkpoint"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+    },
+
+    /// A file is not a safetensors file, or a damaged one.
+    #[error("not a whole safetensors file ({reason}): copy or save the adapter again")]
+    Safetensors {
+        /// The reason.
+        reason: String,
+    },
+
+    /// A directory holds its adapter as a pickle file, which can run code when it is read.
+    #[error(
+        "{path} is a pickle file, which can run code when it is read, and is refused; \
+         convert it where you trust it: load it in Python with PEFT and save it with `save_pretrained` (safetensors)",
+        path = path.display()
+    )]
+    PickleRefused {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A directory holds no adapter.
+    #[error("{path} holds no adapter: {missing} is missing{hint}", path = path.display())]
+    NoAdapter {
+        /// The directory.
+        path: PathBuf,
+        /// The file that is missing.
+        missing: &'static str,
+        /// Where an adapter was seen instead, if anywhere.
+        hint: String,
+    },
+
+    /// A directory to be replaced holds something besides an adapter.
+    #[error(
+        "{path} is to be replaced by an adapter and holds {found} as well, which would be lost; \
+         choose another directory or move it away",
+        path = path.display()
+    )]
+    ForeignFile {
+        /// The directory.
+        path: PathBuf,
+        /// The entry that is not an adapter's.
+        found: String,
+    },
+
+    /// libtorch failed, out of memory included.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+}
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
+        Self::InFile { path: path.into(), source: Box::new(self) }
+    }
+
+    pub(crate) fn value(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
+        Self::InvalidValue { key: key.into(), found: found.to_string(), expected: expected.into() }
+    }
+}

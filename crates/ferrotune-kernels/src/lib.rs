@@ -1,5 +1,23 @@
-//! Fused differentiable functions for LoRA fine-tuning on libtorch.
+#![doc = include_str!("../README.md")]
 
+mod attention;
+mod error;
+mod frozen;
+mod head_loss;
+mod layout;
+mod lora_linear;
 mod random;
+mod rms_norm;
+mod rotary;
+mod swiglu;
 
+pub use attention::{AttentionOptions, cached_attention, causal_attention};
+pub use error::{Error, Result};
+pub use frozen::{FrozenWeight, frozen_linear};
+pub use head_loss::linear_cross_entropy;
+pub use layout::{Segment, SequenceLayout};
+pub use lora_linear::{GroupMember, LowRank, grouped_lora_linear, lora_linear};
 pub use random::{Mode, RandomKey};
+pub use rms_norm::rms_norm;
+pub use rotary::rotary;
+pub use swiglu::swiglu;

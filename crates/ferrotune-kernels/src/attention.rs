@@ -1,0 +1,252 @@
+//! Causal attention over packed sequences.
+
+use crate::{
+    error::{Error, Result, check_shape},
+    layout::SequenceLayout,
+};
+use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use tch::{Device, Kind, Tensor};
+
+/// What attention is told beside its tensors.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionOptions {
+    /// Factor of the scores, usually `head_dim^-1/2`.
+    pub scale: f64,
+    /// Number of tokens that a query sees, itself included; `None` is all that came before.
+    pub sliding_window: Option<i64>,
+}
+
+/// Causal self-attention in which no sequence sees another.
+///
+/// `y_i = sum_j softmax_j(scale * q_i k_j) v_j` over the keys `j <= i` (and `i - j < sliding_window`) of the same sequence. Query head
+/// `h` reads key head `h / (heads / kv_heads)`.
+///
+/// # Shapes
+/// - `q`: `[total_tokens, heads, head_dim]`; `k`, `v`: `[total_tokens, kv_heads, head_dim]`
+/// - returns `[total_tokens, heads, head_dim]`
+///
+/// # Errors
+/// [`Error::Shape`] where the tensors do not fit each other or the layout; [`Error::Layout`] if a sequence has tokens in a cache
+/// (see [`cached_attention`]).
+pub fn causal_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    layout: &SequenceLayout,
+    options: AttentionOptions,
+) -> Result<Tensor> {
+    const NAME: &str = "causal_attention";
+    check_shape(NAME, "q", q, &[layout.total_tokens(), -1, -1])?;
+    let head_dim = q.size()[2];
+    check_shape(NAME, "k", k, &[layout.total_tokens(), -1, head_dim])?;
+    let kv_heads = k.size()[1];
+    check_shape(NAME, "v", v, &[layout.total_tokens(), kv_heads, head_dim])?;
+    check_heads(NAME, q, kv_heads)?;
+    if let Some(segment) = layout.segments().iter().find(|segment| segment.past > 0) {
+        return Err(Error::Layout {
+            reason: "causal_attention has no cache; a sequence has tokens behind it (new, past)",
+            found: vec![segment.len(), segment.past],
+        });
+    }
+    Ok(apply_one(PackedAttention { layout: layout.clone(), options }, &[Some(q), Some(k), Some(v)])?)
+}
+
+/// Attention of the next tokens of one sequence over its cache, outside the graph.
+///
+/// The cache already holds the keys and values of the new tokens, which are its last `new` rows.
+///
+/// # Shapes
+/// - `q`: `[new, heads, head_dim]`; `k`, `v`: `[past + new, kv_heads, head_dim]`; returns `[new, heads, head_dim]`
+///
+/// # Errors
+/// [`Error::Shape`] where the tensors do not fit each other.
+pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOptions) -> Result<Tensor> {
+    const NAME: &str = "cached_attention";
+    check_shape(NAME, "q", q, &[-1, -1, -1])?;
+    let (new, head_dim) = (q.size()[0], q.size()[2]);
+    check_shape(NAME, "k", k, &[-1, -1, head_dim])?;
+    let (total, kv_heads) = (k.size()[0], k.size()[1]);
+    check_shape(NAME, "v", v, &[total, kv_heads, head_dim])?;
+    check_heads(NAME, q, kv_heads)?;
+    if new > total {
+        return Err(Error::Shape {
+            function: NAME,
+            what: "k".to_owned(),
+            found: k.size(),
+            expected: format!("at least {new} rows, those of the new tokens"),
+        });
+    }
+    let _no_grad = tch::no_grad_guard();
+    if new == 1 {
+        // A single query sees everything in its window: no mask at all.
+        let start = options.sliding_window.map_or(0, |window| (total - window).max(0));
+        let (k, v) = (k.f_narrow(0, start, total - start)?, v.f_narrow(0, start, total - start)?);
+        return Ok(from_heads(&attend(&heads(q)?, &heads(&k)?, &heads(&v)?, false, None, options.scale)?.0)?);
+    }
+    let mask = segment_mask(new, total - new, options, q)?;
+    let causal = mask.is_none();
+    Ok(from_heads(&attend(&heads(q)?, &heads(k)?, &heads(v)?, causal, mask.as_ref(), options.scale)?.0)?)
+}
+
+fn check_heads(function: &'static str, q: &Tensor, kv_heads: i64) -> Result<()> {
+    let found = q.size();
+    if kv_heads > 0 && found[1] % kv_heads == 0 {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        function,
+        what: "q".to_owned(),
+        found,
+        expected: format!("[tokens, a multiple of the {kv_heads} key/value heads, head_dim]"),
+    })
+}
+
+/// `[tokens, heads, head_dim]` as `[1, heads, tokens, head_dim]`, a view.
+fn heads(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_transpose(0, 1)?.f_unsqueeze(0)?)
+}
+
+/// The inverse of [`heads`].
+fn from_heads(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_squeeze_dim(0)?.f_transpose(0, 1)?)
+}
+
+/// Additive mask of `new` queries over `past + new` keys, or `None` where plain causality says the same.
+fn segment_mask(new: i64, past: i64, options: AttentionOptions, like: &Tensor) -> Result<Option<Tensor>> {
+    let window = options.sliding_window.filter(|&window| window < past + new);
+    if past == 0 && window.is_none() {
+        return Ok(None);
+    }
+    let queries = Tensor::f_arange_start(past, past + new, (Kind::Int64, like.device()))?.f_unsqueeze(1)?;
+    let distance = queries.f_sub(&Tensor::f_arange(past + new, (Kind::Int64, like.device()))?)?;
+    let mut hidden = distance.f_lt(0)?;
+    if let Some(window) = window {
+        hidden = hidden.f_logical_or(&distance.f_ge(window)?)?;
+    }
+    let mask = Tensor::f_zeros([new, past + new], (like.kind(), like.device()))?;
+    Ok(Some(mask.f_masked_fill(&hidden, f64::NEG_INFINITY)?))
+}
+
+/// Attention of one sequence, all heads: the result and, on the CPU, the log-sum-exp that backward needs.
+fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    causal: bool,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> Result<(Tensor, Option<Tensor>)> {
+    if q.device() == Device::Cpu {
+        let (output, log_sum_exp) =
+            Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, mask, scale)?;
+        return Ok((output, Some(log_sum_exp)));
+    }
+    Ok((Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, true)?, None))
+}
+
+struct PackedAttention {
+    layout: SequenceLayout,
+    options: AttentionOptions,
+}
+
+impl PackedAttention {
+    /// `x` restricted to one sequence, `[1, heads, tokens, head_dim]`.
+    fn segment(x: &Tensor, rows: &std::ops::Range<i64>) -> Result<Tensor> {
+        heads(&x.f_narrow(0, rows.start, rows.end - rows.start)?)
+    }
+
+    /// Gradients of one sequence from the kept log-sum-exp (CPU), or by running its forward again under the graph (elsewhere).
+    fn segment_gradients(
+        &self,
+        grad: &Tensor,
+        [q, k, v]: [&Tensor; 3],
+        output: &Tensor,
+        log_sum_exp: Option<&Tensor>,
+        mask: Option<&Tensor>,
+    ) -> Result<[Tensor; 3]> {
+        let causal = mask.is_none();
+        if let Some(log_sum_exp) = log_sum_exp {
+            let (grad_q, grad_k, grad_v) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
+                grad,
+                q,
+                k,
+                v,
+                output,
+                log_sum_exp,
+                0.0,
+                causal,
+                mask,
+                self.options.scale,
+            )?;
+            return Ok([grad_q, grad_k, grad_v]);
+        }
+        tch::with_grad(|| {
+            let leaf = |x: &Tensor| -> Result<Tensor> { Ok(x.f_detach()?.f_set_requires_grad(true)?) };
+            let leaves = [leaf(q)?, leaf(k)?, leaf(v)?];
+            let [q, k, v] = &leaves;
+            let (output, _) = attend(q, k, v, causal, mask, self.options.scale)?;
+            let product = output.f_mul(grad)?.f_sum(grad.kind())?;
+            let mut gradients = Tensor::f_run_backward(&[&product], &[q, k, v], false, false)?.into_iter();
+            match (gradients.next(), gradients.next(), gradients.next()) {
+                (Some(q), Some(k), Some(v)) => Ok([q, k, v]),
+                _ => Err(tch::TchError::Torch("attention gave no gradient".to_owned()).into()),
+            }
+        })
+    }
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
+impl Function for PackedAttention {
+    fn forward(
+        &mut self,
+        inputs: &[Option<&Tensor>],
+        context: &mut ForwardContext,
+    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+        let [Some(q), Some(k), Some(v)] = inputs else { return Err("q, k and v are required".into()) };
+        let output = Tensor::f_empty(q.size(), (q.kind(), q.device()))?;
+        let mut log_sum_exps = Vec::with_capacity(self.layout.segments().len());
+        for segment in self.layout.segments() {
+            let mask = segment_mask(segment.len(), 0, self.options, q)?;
+            let (attended, log_sum_exp) = attend(
+                &Self::segment(q, &segment.rows)?,
+                &Self::segment(k, &segment.rows)?,
+                &Self::segment(v, &segment.rows)?,
+                mask.is_none(),
+                mask.as_ref(),
+                self.options.scale,
+            )?;
+            Self::segment(&output, &segment.rows)?.f_copy_(&attended)?;
+            log_sum_exps.extend(log_sum_exp);
+        }
+        context.save(&[q, k, v, &output]);
+        context.save(&log_sum_exps.iter().collect::<Vec<_>>());
+        Ok(vec![output])
+    }
+
+    fn backward(
+        &self,
+        grads: &[Option<Tensor>],
+        context: &BackwardContext,
+    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+        let (Some(grad), [q, k, v, output, log_sum_exps @ ..]) = (&grads[0], context.saved()) else {
+            return Ok(vec![None, None, None]);
+        };
+        let results = [q.f_empty_like()?, k.f_empty_like()?, v.f_empty_like()?];
+        for (index, segment) in self.layout.segments().iter().enumerate() {
+            let of = |x: &Tensor| Self::segment(x, &segment.rows);
+            let mask = segment_mask(segment.len(), 0, self.options, q)?;
+            let gradients = self.segment_gradients(
+                &of(grad)?,
+                [&of(q)?, &of(k)?, &of(v)?],
+                &of(output)?,
+                log_sum_exps.get(index),
+                mask.as_ref(),
+            )?;
+            for (result, gradient) in results.iter().zip(&gradients) {
+                of(result)?.f_copy_(gradient)?;
+            }
+        }
+        Ok(results.into_iter().map(Some).collect())
+    }
+}

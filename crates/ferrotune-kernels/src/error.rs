@@ -1,0 +1,63 @@
+//! The crate's error type.
+
+/// Why a fused function could not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Two things that must fit each other do not.
+    #[error("{function}: {what} has shape {found:?}, expected {expected}")]
+    Shape {
+        /// The function called.
+        function: &'static str,
+        /// Which argument.
+        what: String,
+        /// The shape that it has.
+        found: Vec<i64>,
+        /// The shape that it should have, in words.
+        expected: String,
+    },
+    /// A sequence layout whose borders make no sense.
+    #[error("sequence layout: {reason}; found {found:?}")]
+    Layout {
+        /// What is wrong.
+        reason: &'static str,
+        /// The offending numbers.
+        found: Vec<i64>,
+    },
+    /// A target id outside the vocabulary.
+    #[error("target id {id} is outside the vocabulary of {vocabulary} tokens")]
+    TargetOutOfRange {
+        /// The id.
+        id: i64,
+        /// Number of rows of the head's weight.
+        vocabulary: i64,
+    },
+    /// A dropout probability outside `[0, 1)`.
+    #[error("dropout probability {0} is outside [0, 1)")]
+    Dropout(f64),
+    /// The function failed inside the graph machinery.
+    #[error(transparent)]
+    Autograd(#[from] ferrotune_autograd::Error),
+    /// libtorch failed, out of memory included.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}
+
+/// `std::result::Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Demands a shape; `-1` in `expected` stands for any size.
+pub(crate) fn check_shape(
+    function: &'static str,
+    what: &str,
+    tensor: &tch::Tensor,
+    expected: &[i64],
+) -> Result<()> {
+    let found = tensor.size();
+    let fits = found.len() == expected.len()
+        && found.iter().zip(expected).all(|(&found, &expected)| expected == -1 || found == expected);
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Shape { function, what: what.to_owned(), found, expected: format!("{expected:?} (-1: any)") })
+}

@@ -1,0 +1,156 @@
+//! A weight that never changes.
+
+use crate::error::{Result, check_shape};
+use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use tch::{Kind, Tensor};
+
+/// Weight `W` of a frozen linear map, `[out_features, in_features]`.
+///
+/// Every product with the base model goes through this type. It never has a gradient and keeps nothing for backward, so how its
+/// numbers are stored is its own affair; in this version that is a dense tensor.
+#[derive(Debug)]
+pub struct FrozenWeight {
+    weight: Tensor,
+}
+
+impl FrozenWeight {
+    /// Freezes a weight of shape `[out_features, in_features]`; the tensor is shared, not copied.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) unless it has two dimensions.
+    pub fn new(weight: &Tensor) -> Result<Self> {
+        check_shape("FrozenWeight::new", "weight", weight, &[-1, -1])?;
+        Ok(Self { weight: weight.f_detach()? })
+    }
+
+    /// Several weights on the same input, stacked by rows into one, so that one product serves them all.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if their `in_features` differ.
+    pub fn stacked(weights: &[&Tensor]) -> Result<Self> {
+        if let [only] = weights {
+            return Self::new(only);
+        }
+        for weight in weights {
+            let in_features = weights[0].size().get(1).copied().unwrap_or(-1);
+            check_shape("FrozenWeight::stacked", "weight", weight, &[-1, in_features])?;
+        }
+        Ok(Self { weight: Tensor::f_cat(weights, 0)?.f_detach()? })
+    }
+
+    /// Another handle on the same numbers.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone() }
+    }
+
+    /// Number of rows.
+    pub fn out_features(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// Number of columns.
+    pub fn in_features(&self) -> i64 {
+        self.weight.size()[1]
+    }
+
+    /// The kind in which products are computed.
+    pub fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    /// Where the numbers lie.
+    pub fn device(&self) -> tch::Device {
+        self.weight.device()
+    }
+
+    /// The dense weight of rows `start..start + rows`.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if the rows do not exist.
+    pub fn dense_rows(&self, start: i64, rows: i64) -> Result<Tensor> {
+        Ok(self.weight.f_narrow(0, start, rows)?)
+    }
+
+    /// `x W^T`: `[tokens, in_features]` to `[tokens, out_features]`, outside the graph.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
+    pub fn forward_product(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_matmul(&self.weight.f_tr()?)?)
+    }
+
+    /// `grad W`: `[tokens, out_features]` to `[tokens, in_features]`, the gradient of the input, outside the graph.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
+    pub fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
+        Ok(grad.f_matmul(&self.weight)?)
+    }
+}
+
+/// `y = x W^T + bias`, differentiable in `x` alone.
+///
+/// # Shapes
+/// - `x`: `[..., in_features]`; `bias`: `[out_features]`; returns `[..., out_features]`
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if `x` or `bias` do not fit the weight.
+pub fn frozen_linear(x: &Tensor, weight: &FrozenWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (flat, shape) = flatten_rows("frozen_linear", x, weight)?;
+    let bias = bias.map(|bias| bias.f_detach()).transpose()?;
+    if let Some(bias) = &bias {
+        check_shape("frozen_linear", "bias", bias, &[weight.out_features()])?;
+    }
+    let y = apply_one(FrozenLinear { weight: weight.shallow_clone(), bias }, &[Some(&flat)])?;
+    Ok(y.f_view(shape.as_slice())?)
+}
+
+/// `x` as `[rows, in_features]`, and the shape of the result.
+pub(crate) fn flatten_rows(function: &'static str, x: &Tensor, weight: &FrozenWeight) -> Result<(Tensor, Vec<i64>)> {
+    let mut shape = x.size();
+    let rows: i64 = shape.iter().rev().skip(1).product();
+    if shape.last() != Some(&weight.in_features()) {
+        return Err(crate::Error::Shape {
+            function,
+            what: "x".to_owned(),
+            found: shape,
+            expected: format!("[..., in_features = {}]", weight.in_features()),
+        });
+    }
+    let flat = if shape.len() == 2 { x.shallow_clone() } else { x.f_reshape([rows, weight.in_features()])? };
+    if let Some(last) = shape.last_mut() {
+        *last = weight.out_features();
+    }
+    Ok((flat, shape))
+}
+
+struct FrozenLinear {
+    weight: FrozenWeight,
+    bias: Option<Tensor>,
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
+impl Function for FrozenLinear {
+    fn forward(
+        &mut self,
+        inputs: &[Option<&Tensor>],
+        _: &mut ForwardContext,
+    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+        let x = inputs[0].ok_or("x is required")?;
+        let mut y = self.weight.forward_product(x)?;
+        if let Some(bias) = self.bias.take() {
+            y = y.f_add_(&bias)?;
+        }
+        Ok(vec![y])
+    }
+
+    fn backward(
+        &self,
+        grads: &[Option<Tensor>],
+        _: &BackwardContext,
+    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+        Ok(vec![grads[0].as_ref().map(|grad| self.weight.input_gradient(grad)).transpose()?])
+    }
+}

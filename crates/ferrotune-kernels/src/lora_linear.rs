@@ -1,0 +1,293 @@
+//! Frozen linear layers with trainable low-rank updates.
+
+use crate::{
+    error::{Error, Result, check_shape},
+    frozen::{FrozenWeight, flatten_rows},
+    random::{Mode, RandomKey},
+};
+use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use tch::{Kind, Tensor};
+
+/// The low-rank update of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `A`, `[rank, in_features]`.
+    pub a: &'a Tensor,
+    /// `B`, `[out_features, rank]`.
+    pub b: &'a Tensor,
+    /// Factor of the update: `alpha / rank`, or `alpha / sqrt(rank)`.
+    pub scaling: f64,
+    /// Probability with which an element of the update's input is zeroed in training; the rest is scaled by `1 / (1 - p)`.
+    pub dropout: f64,
+    /// Tells this layer's dropout from that of every other layer.
+    pub layer: u64,
+}
+
+/// One output of a group: its share of the stacked rows, and its update if it has one.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupMember<'a> {
+    /// Number of rows of the stacked weight that belong to it.
+    pub out_features: i64,
+    /// Its update; without one it is the frozen layer.
+    pub update: Option<LowRank<'a>>,
+}
+
+/// A frozen linear layer plus a trainable low-rank update.
+///
+/// `y = x W^T + bias + scaling * dropout(x) A^T B^T`; only `x`, `A` and `B` receive gradients.
+///
+/// # Shapes
+/// - `x`: `[..., in_features]`; `bias`: `[out_features]`
+/// - returns `[..., out_features]`
+///
+/// # Errors
+/// [`Error::Shape`] names both shapes where two things do not fit; [`Error::Dropout`] for a senseless probability.
+///
+/// ```
+/// use ferrotune_kernels::{FrozenWeight, LowRank, Mode, lora_linear};
+/// use tch::{Device, Kind, Tensor};
+/// let options = (Kind::Float, Device::Cpu);
+/// let weight = FrozenWeight::new(&Tensor::ones([4, 3], options))?;
+/// let (a, b) = (Tensor::ones([2, 3], options), Tensor::ones([4, 2], options).set_requires_grad(true));
+/// let update = LowRank { a: &a, b: &b, scaling: 0.5, dropout: 0.0, layer: 0 };
+/// let y = lora_linear(&Tensor::ones([1, 3], options), &weight, None, Some(update), Mode::Eval)?;
+/// assert_eq!(Vec::<f32>::try_from(y.reshape([-1]))?, [6.0; 4]); // 3 + 0.5 * 3 * 2
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # References
+/// Hu et al. 2021, arXiv:2106.09685, section 4.1.
+pub fn lora_linear(
+    x: &Tensor,
+    weight: &FrozenWeight,
+    bias: Option<&Tensor>,
+    update: Option<LowRank>,
+    mode: Mode,
+) -> Result<Tensor> {
+    grouped_lora_linear(x, weight, bias, &[GroupMember { out_features: weight.out_features(), update }], mode)
+}
+
+/// Several linear layers on the same input, their frozen weights stacked into one product, each with its own update or none.
+///
+/// Member `i` owns the columns `y_i = x W_i^T + bias_i + scaling_i * dropout_i(x) A_i^T B_i^T` of the result.
+///
+/// # Shapes
+/// - `x`: `[..., in_features]`; `weight`: `[sum of out_features, in_features]`; `bias`: `[sum of out_features]`
+/// - returns `[..., sum of out_features]`
+///
+/// # Errors
+/// As [`lora_linear`].
+pub fn grouped_lora_linear(
+    x: &Tensor,
+    weight: &FrozenWeight,
+    bias: Option<&Tensor>,
+    members: &[GroupMember],
+    mode: Mode,
+) -> Result<Tensor> {
+    const NAME: &str = "lora_linear";
+    let (flat, shape) = flatten_rows(NAME, x, weight)?;
+    let total: i64 = members.iter().map(|member| member.out_features).sum();
+    if total != weight.out_features() {
+        return Err(Error::Shape {
+            function: NAME,
+            what: "the stacked weight".to_owned(),
+            found: vec![weight.out_features(), weight.in_features()],
+            expected: format!("{total} rows, the sum of the members' out_features"),
+        });
+    }
+    if let Some(bias) = bias {
+        check_shape(NAME, "bias", bias, &[total])?;
+    }
+    let mut places = Vec::new();
+    let mut inputs = vec![Some(&flat)];
+    let mut column = 0;
+    for member in members {
+        if let Some(update) = member.update {
+            check_shape(NAME, "A", update.a, &[-1, weight.in_features()])?;
+            let rank = update.a.size()[0];
+            check_shape(NAME, "B", update.b, &[member.out_features, rank])?;
+            if !(0.0..1.0).contains(&update.dropout) {
+                return Err(Error::Dropout(update.dropout));
+            }
+            let dropout = match mode {
+                Mode::Train(key) if update.dropout > 0.0 => {
+                    Some(Dropout { key: key.fold(update.layer), probability: update.dropout })
+                }
+                _ => None,
+            };
+            places.push(Place { column, out_features: member.out_features, rank, scaling: update.scaling, dropout });
+            inputs.extend([Some(update.a), Some(update.b)]);
+        }
+        column += member.out_features;
+    }
+    if places.is_empty() {
+        return crate::frozen::frozen_linear(x, weight, bias);
+    }
+    let bias = bias.map(|bias| bias.f_detach()).transpose()?;
+    let y = apply_one(GroupedLora { weight: weight.shallow_clone(), bias, places }, &inputs)?;
+    Ok(y.f_view(shape.as_slice())?)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dropout {
+    key: RandomKey,
+    probability: f64,
+}
+
+impl Dropout {
+    /// `[rows, columns]` of zeros and `1 / (1 - p)`; drawn again in backward rather than kept.
+    fn mask(&self, like: &Tensor) -> Result<Tensor> {
+        let keep = (1.0 / (1.0 - self.probability)) as f32;
+        let threshold = self.probability as f32;
+        let mask: Vec<f32> = self
+            .key
+            .uniform(like.numel())
+            .into_iter()
+            .map(|number| if number < threshold { 0.0 } else { keep })
+            .collect();
+        Ok(Tensor::f_from_slice(&mask)?.f_view(like.size().as_slice())?.f_to_device(like.device())?.f_to_kind(like.kind())?)
+    }
+}
+
+/// Where one update acts.
+#[derive(Debug)]
+struct Place {
+    column: i64,
+    out_features: i64,
+    rank: i64,
+    scaling: f64,
+    dropout: Option<Dropout>,
+}
+
+struct GroupedLora {
+    weight: FrozenWeight,
+    bias: Option<Tensor>,
+    places: Vec<Place>,
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
+impl GroupedLora {
+    /// Whether all updates read the same input, so that their `A`s can be stacked into one product.
+    fn shares_input(&self) -> bool {
+        self.places.len() > 1 && self.places.iter().all(|place| place.dropout.is_none())
+    }
+
+    /// `dropout_i(x)` in the kind of the adapters.
+    fn update_input(place: &Place, x: &Tensor, kind: Kind) -> Result<Tensor> {
+        let x = x.f_to_kind(kind)?;
+        Ok(match &place.dropout {
+            Some(dropout) => x.f_mul(&dropout.mask(&x)?)?,
+            None => x,
+        })
+    }
+
+    /// `scaling_i * dropout_i(x) A_i^T` of every update, `[tokens, rank_i]` each.
+    fn project(&self, x: &Tensor, adapters: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let kind = adapters[0].kind();
+        if self.shares_input() {
+            let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
+            let projected = x.f_to_kind(kind)?.f_matmul(&Tensor::f_cat(&a, 0)?.f_tr()?)?;
+            let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
+            let parts = projected.f_split_with_sizes(ranks.as_slice(), 1)?;
+            return parts.iter().zip(&self.places).map(|(part, place)| Ok(part.f_mul_scalar(place.scaling)?)).collect();
+        }
+        let mut projected = Vec::with_capacity(self.places.len());
+        for (place, pair) in self.places.iter().zip(adapters.chunks(2)) {
+            let input = Self::update_input(place, x, kind)?;
+            projected.push(input.f_matmul(&pair[0].f_tr()?)?.f_mul_scalar_(place.scaling)?);
+        }
+        Ok(projected)
+    }
+}
+
+impl Function for GroupedLora {
+    fn forward(
+        &mut self,
+        inputs: &[Option<&Tensor>],
+        context: &mut ForwardContext,
+    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+        let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
+        let (x, adapters) = (inputs[0], &inputs[1..]);
+        let mut y = self.weight.forward_product(x)?;
+        if let Some(bias) = self.bias.take() {
+            y = y.f_add_(&bias)?;
+        }
+        for ((place, projected), pair) in
+            self.places.iter().zip(self.project(x, adapters)?).zip(adapters.chunks(2))
+        {
+            let mut columns = y.f_narrow(1, place.column, place.out_features)?;
+            if columns.kind() == projected.kind() {
+                let _ = columns.f_addmm_(&projected, &pair[1].f_tr()?)?;
+            } else {
+                // The sum is formed in the adapters' kind and rounded once.
+                let sum = columns.f_to_kind(projected.kind())?.f_addmm_(&projected, &pair[1].f_tr()?)?;
+                columns.f_copy_(&sum)?;
+            }
+        }
+        // `x A^T` is cheap to compute again and is not kept.
+        context.save(&inputs);
+        Ok(vec![y])
+    }
+
+    fn backward(
+        &self,
+        grads: &[Option<Tensor>],
+        context: &BackwardContext,
+    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+        let Some(grad) = &grads[0] else { return Ok((0..=2 * self.places.len()).map(|_| None).collect()) };
+        let saved: Vec<&Tensor> = context.saved().iter().collect();
+        let (x, adapters) = (saved[0], &saved[1..]);
+        let kind = adapters[0].kind();
+        let projected = self.project(x, adapters)?;
+        let mut grad_x =
+            if context.needs_input_grad(0) { Some(self.weight.input_gradient(grad)?) } else { None };
+        let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
+        let mut grad_projected = Vec::with_capacity(self.places.len());
+        for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(&projected) {
+            let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
+            // d loss / d (dropout(x) A^T) = scaling * grad_y B, [tokens, rank]
+            grad_projected.push(grad_y.f_matmul(pair[1])?.f_mul_scalar_(place.scaling)?);
+            let grad_b = grad_y.f_tr()?.f_matmul(projected)?;
+            results.extend([None, Some(grad_b)]);
+        }
+        if self.shares_input() {
+            let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
+            let stacked = Tensor::f_cat(&grad_projected, 1)?;
+            if let Some(grad_x) = &mut grad_x {
+                add_product(grad_x, &stacked, &Tensor::f_cat(&a, 0)?)?;
+            }
+            let grad_a = stacked.f_tr()?.f_matmul(&x.f_to_kind(kind)?)?;
+            let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
+            for (member, part) in grad_a.f_split_with_sizes(ranks.as_slice(), 0)?.into_iter().enumerate() {
+                results[2 * member] = Some(part.f_contiguous()?);
+            }
+        } else {
+            for (member, (place, grad_projected)) in self.places.iter().zip(&grad_projected).enumerate() {
+                let input = Self::update_input(place, x, kind)?;
+                results[2 * member] = Some(grad_projected.f_tr()?.f_matmul(&input)?);
+                let Some(grad_x) = &mut grad_x else { continue };
+                match &place.dropout {
+                    None => add_product(grad_x, grad_projected, adapters[2 * member])?,
+                    Some(dropout) => {
+                        let through = grad_projected.f_matmul(adapters[2 * member])?;
+                        let masked = through.f_mul(&dropout.mask(&through)?)?;
+                        let _ = grad_x.f_add_(&masked.f_to_kind(grad_x.kind())?)?;
+                    }
+                }
+            }
+        }
+        results.insert(0, grad_x);
+        Ok(results)
+    }
+}
+
+/// `target += left right`, in the kind of `left` where the kinds differ.
+fn add_product(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
+    if target.kind() == left.kind() {
+        let _ = target.f_addmm_(left, right)?;
+    } else {
+        let _ = target.f_add_(&left.f_matmul(right)?.f_to_kind(target.kind())?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Every fused function against the plain formula in libtorch's own operators: values and all gradients.
+
+use ferrotune_kernels::{
+    AttentionOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, RandomKey, SequenceLayout, cached_attention,
+    causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy, lora_linear, rms_norm, rotary, swiglu,
+};
+use tch::{Device, Kind, Tensor};
+
+/// A tensor of reproducible noise.
+fn noise(seed: u64, shape: &[i64]) -> Tensor {
+    let numbers = RandomKey::from_seed(seed).uniform(shape.iter().product::<i64>() as usize);
+    (Tensor::from_slice(&numbers) * 2.0 - 1.0).reshape(shape)
+}
+
+fn leaf(seed: u64, shape: &[i64]) -> Tensor {
+    noise(seed, shape).set_requires_grad(true)
+}
+
+fn relative(ours: &Tensor, reference: &Tensor) -> f64 {
+    assert_eq!(ours.size(), reference.size());
+    ((ours - reference).norm() / reference.norm()).double_value(&[])
+}
+
+/// Runs both on fresh leaves of the given shapes and compares the value and every gradient of `sum(y * noise)`.
+fn compare(shapes: &[&[i64]], ours: impl Fn(&[Tensor]) -> Tensor, plain: impl Fn(&[Tensor]) -> Tensor) {
+    let run = |function: &dyn Fn(&[Tensor]) -> Tensor| {
+        let leaves: Vec<Tensor> = shapes.iter().enumerate().map(|(i, shape)| leaf(i as u64 + 1, shape)).collect();
+        let y = function(&leaves);
+        (&y * noise(99, &y.size())).sum(Kind::Float).backward();
+        (y.detach(), leaves.into_iter().map(|leaf| leaf.grad()).collect::<Vec<_>>())
+    };
+    let (y, gradients) = run(&ours);
+    let (expected, expected_gradients) = run(&plain);
+    assert!(relative(&y, &expected) < 1e-6, "value: {}", relative(&y, &expected));
+    for (index, (gradient, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        assert!(expected.norm().double_value(&[]) > 0.0);
+        let error = relative(gradient, expected);
+        assert!(error < 2e-6, "gradient {index}: {error}");
+    }
+}
+
+#[test]
+fn frozen_linear_has_the_gradient_of_its_input_alone() {
+    let weight = leaf(50, &[5, 7]);
+    let bias = leaf(51, &[5]);
+    let frozen = FrozenWeight::new(&weight).unwrap();
+    compare(
+        &[&[2, 3, 7]],
+        |leaves| frozen_linear(&leaves[0], &frozen, Some(&bias)).unwrap(),
+        |leaves| leaves[0].linear(&weight.detach(), Some(&bias.detach())),
+    );
+    assert!(!weight.grad().defined() && !bias.grad().defined());
+}
+
+#[test]
+fn lora_linear_is_the_three_product_formula() {
+    let (weight, bias) = (noise(50, &[5, 7]), noise(51, &[5]));
+    let frozen = FrozenWeight::new(&weight).unwrap();
+    compare(
+        &[&[11, 7], &[3, 7], &[5, 3]],
+        |leaves| {
+            let update = LowRank { a: &leaves[1], b: &leaves[2], scaling: 2.5, dropout: 0.3, layer: 0 };
+            lora_linear(&leaves[0], &frozen, Some(&bias), Some(update), Mode::Eval).unwrap()
+        },
+        |leaves| {
+            leaves[0].linear(&weight, Some(&bias)) + leaves[0].matmul(&leaves[1].tr()).matmul(&leaves[2].tr()) * 2.5
+        },
+    );
+}
+
+#[test]
+fn a_group_equals_its_members_apart() {
+    let (first, second, third) = (noise(50, &[5, 7]), noise(51, &[2, 7]), noise(52, &[4, 7]));
+    let frozen = FrozenWeight::stacked(&[&first, &second, &third]).unwrap();
+    compare(
+        &[&[11, 7], &[3, 7], &[5, 3], &[2, 7], &[4, 2]],
+        |leaves| {
+            let update = |a, b, scaling| Some(LowRank { a, b, scaling, dropout: 0.0, layer: 0 });
+            let members = [
+                GroupMember { out_features: 5, update: update(&leaves[1], &leaves[2], 2.5) },
+                GroupMember { out_features: 2, update: None },
+                GroupMember { out_features: 4, update: update(&leaves[3], &leaves[4], 0.5) },
+            ];
+            grouped_lora_linear(&leaves[0], &frozen, None, &members, Mode::Eval).unwrap()
+        },
+        |leaves| {
+            let x = &leaves[0];
+            let update = |a: &Tensor, b: &Tensor| x.matmul(&a.tr()).matmul(&b.tr());
+            Tensor::cat(
+                &[
+                    x.matmul(&first.tr()) + update(&leaves[1], &leaves[2]) * 2.5,
+                    x.matmul(&second.tr()),
+                    x.matmul(&third.tr()) + update(&leaves[3], &leaves[4]) * 0.5,
+                ],
+                1,
+            )
+        },
+    );
+}
+
+#[test]
+fn dropout_scales_drops_and_draws_the_same_mask_in_backward() {
+    let frozen = FrozenWeight::new(&Tensor::zeros([8, 4000], (Kind::Float, Device::Cpu))).unwrap();
+    let key = RandomKey::from_seed(3);
+    let b = Tensor::eye(8, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let run = |layer: u64, mode| {
+        // A selects single inputs through ones, so that y counts what was kept.
+        let a = Tensor::ones([8, 4000], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let x = Tensor::ones([2, 4000], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let update = LowRank { a: &a, b: &b, scaling: 1.0, dropout: 0.25, layer };
+        let y = lora_linear(&x, &frozen, None, Some(update), mode).unwrap();
+        y.sum(Kind::Float).backward();
+        (y.detach(), x.grad(), a.grad())
+    };
+    let (y, grad_x, grad_a) = run(0, Mode::Train(key));
+    let kept = grad_x.gt(0.0).sum(Kind::Float).double_value(&[]) / 8000.0;
+    assert!((kept - 0.75).abs() < 0.02, "{kept}");
+    // y, dx and dA see one mask: y = sum of the mask's rows, dx = 8 masks, dA = the mask's column sums.
+    assert!(relative(&(grad_x.sum_dim_intlist([1i64].as_slice(), true, Kind::Float) / 8.0), &y.narrow(1, 0, 1)) < 1e-5);
+    assert!(relative(&(grad_x.sum_dim_intlist([0i64].as_slice(), false, Kind::Float) / 8.0), &grad_a.get(0)) < 1e-5);
+    assert_ne!(run(1, Mode::Train(key)).0, y, "another layer has another mask");
+    assert_eq!(run(0, Mode::Train(key)).0, y, "the same key draws the same mask");
+    assert_eq!(run(0, Mode::Eval).0.double_value(&[0, 0]), 4000.0);
+}
+
+#[test]
+fn linear_cross_entropy_equals_log_softmax_of_the_logits() {
+    let weight = noise(50, &[13, 7]);
+    let frozen = FrozenWeight::new(&weight).unwrap();
+    let ids = Tensor::from_slice(&[0i64, 12, 5, 5, 1]);
+    compare(
+        &[&[5, 7]],
+        |leaves| linear_cross_entropy(&leaves[0], &frozen, &ids).unwrap(),
+        |leaves| {
+            let log_probabilities = leaves[0].matmul(&weight.tr()).log_softmax(-1, Kind::Float);
+            -log_probabilities.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
+        },
+    );
+}
+
+#[test]
+fn linear_cross_entropy_over_several_chunks_equals_one() {
+    // A vocabulary of 2^20 makes chunks of 16 targets; the rows of the second chunk repeat those of the first.
+    let frozen = FrozenWeight::new(&noise(50, &[1 << 20, 2])).unwrap();
+    let ids: Vec<i64> = (0..16).map(|i| i * 65_535).collect();
+    let hidden = leaf(1, &[16, 2]);
+    let once = linear_cross_entropy(&hidden, &frozen, &Tensor::from_slice(&ids)).unwrap();
+    once.sum(Kind::Float).backward();
+    let twice = hidden.detach().repeat([2, 1]).set_requires_grad(true);
+    let both = linear_cross_entropy(&twice, &frozen, &Tensor::from_slice(&[&ids[..], &ids[..]].concat())).unwrap();
+    both.sum(Kind::Float).backward();
+    for start in [0, 16] {
+        assert!(relative(&both.narrow(0, start, 16), &once) < 1e-6);
+        assert!(relative(&twice.grad().narrow(0, start, 16), &hidden.grad()) < 1e-6);
+    }
+    let none = linear_cross_entropy(&noise(1, &[0, 2]), &frozen, &Tensor::from_slice::<i64>(&[])).unwrap();
+    assert_eq!(none.size(), [0]);
+}
+
+#[test]
+fn rms_norm_has_the_gradients_of_input_and_weight() {
+    compare(
+        &[&[3, 5, 7], &[7]],
+        |leaves| rms_norm(&leaves[0], &leaves[1], 1e-5).unwrap(),
+        |leaves| {
+            let x = &leaves[0];
+            let mean_square = x.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+            x * (mean_square + 1e-5).rsqrt() * &leaves[1]
+        },
+    );
+}
+
+#[test]
+fn rotary_is_x_cos_plus_rotate_half_x_sin() {
+    let angle = noise(50, &[5, 4]) * 3.0;
+    let (cos, sin) = (angle.cos(), angle.sin());
+    compare(
+        &[&[5, 3, 8]],
+        |leaves| rotary(&leaves[0], &cos, &sin).unwrap(),
+        |leaves| {
+            let x = &leaves[0];
+            let double = |table: &Tensor| Tensor::cat(&[table, table], 1).unsqueeze(1);
+            let rotated = Tensor::cat(&[-x.narrow(2, 4, 4), x.narrow(2, 0, 4)], 2);
+            x * double(&cos) + rotated * double(&sin)
+        },
+    );
+}
+
+#[test]
+fn swiglu_is_silu_of_gate_times_up() {
+    compare(
+        &[&[5, 14]],
+        |leaves| swiglu(&leaves[0]).unwrap(),
+        |leaves| leaves[0].narrow(1, 0, 7).silu() * leaves[0].narrow(1, 7, 7),
+    );
+}
+
+/// Attention by the formula: one score matrix a sequence and head.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, borders: &[i64], scale: f64, window: i64) -> Tensor {
+    let group = q.size()[1] / k.size()[1];
+    let sequences: Vec<Tensor> = borders
+        .windows(2)
+        .map(|border| {
+            let length = border[1] - border[0];
+            let of = |x: &Tensor| x.narrow(0, border[0], length).transpose(0, 1); // [heads, tokens, head_dim]
+            let repeat = |x: Tensor| x.repeat_interleave_self_int(group, 0, None);
+            let (q, k, v) = (of(q), repeat(of(k)), repeat(of(v)));
+            let position = Tensor::arange(length, (Kind::Int64, Device::Cpu));
+            let distance = position.unsqueeze(1) - position.unsqueeze(0);
+            let hidden = distance.lt(0).logical_or(&distance.ge(window));
+            let scores = (q.matmul(&k.transpose(1, 2)) * scale).masked_fill(&hidden, f64::NEG_INFINITY);
+            scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1)
+        })
+        .collect();
+    Tensor::cat(&sequences, 0)
+}
+
+#[test]
+fn packed_attention_equals_a_score_matrix_for_each_sequence() {
+    let borders = [0, 9, 10, 17];
+    let layout = SequenceLayout::from_cu_seqlens(&borders).unwrap();
+    for (kv_heads, window) in [(6, None), (2, None), (1, None), (2, Some(4)), (3, Some(2)), (2, Some(100))] {
+        let options = AttentionOptions { scale: 0.7, sliding_window: window };
+        compare(
+            &[&[17, 6, 8], &[17, kv_heads, 8], &[17, kv_heads, 8]],
+            |leaves| causal_attention(&leaves[0], &leaves[1], &leaves[2], &layout, options).unwrap(),
+            |leaves| {
+                plain_attention(&leaves[0], &leaves[1], &leaves[2], &borders, 0.7, window.unwrap_or(i64::MAX))
+            },
+        );
+    }
+}
+
+#[test]
+fn attention_reads_columns_of_a_wider_tensor() {
+    let layout = SequenceLayout::from_cu_seqlens(&[0, 4, 7]).unwrap();
+    let options = AttentionOptions { scale: 0.5, sliding_window: None };
+    compare(
+        &[&[7, 8, 6]],
+        |leaves| {
+            let parts = leaves[0].split_with_sizes([4, 2, 2], 1);
+            causal_attention(&parts[0], &parts[1], &parts[2], &layout, options).unwrap()
+        },
+        |leaves| {
+            let parts = leaves[0].split_with_sizes([4, 2, 2], 1);
+            plain_attention(&parts[0], &parts[1], &parts[2], &[0, 4, 7], 0.5, i64::MAX)
+        },
+    );
+}
+
+#[test]
+fn decoding_with_a_cache_equals_the_whole_sequence() {
+    let (q, k, v) = (noise(1, &[9, 4, 8]), noise(2, &[9, 2, 8]), noise(3, &[9, 2, 8]));
+    for window in [None, Some(3), Some(5)] {
+        let options = AttentionOptions { scale: 0.6, sliding_window: window };
+        let whole = plain_attention(&q, &k, &v, &[0, 9], 0.6, window.unwrap_or(i64::MAX));
+        for (start, new) in [(8, 1), (4, 3), (0, 5)] {
+            let end = start + new;
+            let part =
+                cached_attention(&q.narrow(0, start, new), &k.narrow(0, 0, end), &v.narrow(0, 0, end), options)
+                    .unwrap();
+            let error = relative(&part, &whole.narrow(0, start, new));
+            assert!(error < 1e-6, "{start} {new} {window:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named_with_both_shapes() {
+    let frozen = FrozenWeight::new(&noise(1, &[5, 7])).unwrap();
+    let x = noise(2, &[3, 6]);
+    let error = frozen_linear(&x, &frozen, None).unwrap_err().to_string();
+    assert!(error.contains("[3, 6]") && error.contains("in_features = 7"), "{error}");
+    let (a, b) = (noise(3, &[2, 7]), noise(4, &[4, 2]));
+    let update = |dropout| Some(LowRank { a: &a, b: &b, scaling: 1.0, dropout, layer: 0 });
+    let error = lora_linear(&noise(2, &[3, 7]), &frozen, None, update(0.0), Mode::Eval).unwrap_err().to_string();
+    assert!(error.contains("B has shape [4, 2], expected [5, 2]"), "{error}");
+    let fitting = FrozenWeight::new(&noise(1, &[4, 7])).unwrap();
+    assert!(matches!(
+        lora_linear(&noise(2, &[3, 7]), &fitting, None, update(1.0), Mode::Eval),
+        Err(Error::Dropout(_))
+    ));
+    assert!(matches!(
+        linear_cross_entropy(&noise(2, &[1, 7]), &frozen, &Tensor::from_slice(&[5i64])),
+        Err(Error::TargetOutOfRange { id: 5, vocabulary: 5 })
+    ));
+    let layout = SequenceLayout::continuing(&[(1, 3)]).unwrap();
+    let options = AttentionOptions { scale: 1.0, sliding_window: None };
+    let one = noise(1, &[1, 2, 4]);
+    assert!(matches!(causal_attention(&one, &one, &one, &layout, options), Err(Error::Layout { .. })));
+    let uneven = noise(1, &[1, 3, 4]);
+    let layout = SequenceLayout::from_cu_seqlens(&[0, 1]).unwrap();
+    assert!(matches!(causal_attention(&uneven, &one, &one, &layout, options), Err(Error::Shape { .. })));
+}

@@ -1,0 +1,215 @@
+//! The tokenizer of a model directory.
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::tokenizer_config::TokenizerConfig;
+use crate::{ChatTemplate, Error, Example, Prompt, Result};
+
+/// The tokenizer of a Hugging Face model directory, with its special tokens and its chat template.
+///
+/// Encodes and decodes as `transformers.AutoTokenizer` does for a directory that has a `tokenizer.json`. Truncation and
+/// padding that are stored in that file are switched off.
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    config: TokenizerConfig,
+    template: Option<ChatTemplate>,
+    directory: PathBuf,
+}
+
+impl std::fmt::Debug for TextTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextTokenizer")
+            .field("directory", &self.directory)
+            .field("vocab_size", &self.vocab_size())
+            .field("special_tokens", &self.config.special_tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TextTokenizer {
+    /// Reads `tokenizer.json`, and, where they are there, `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `chat_template.jinja`, in the forms that transformers 4 and 5 write. `chat_template.jinja` wins over the field
+    /// `chat_template`; of several named templates `default` is taken.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`], [`Error::Io`], [`Error::BadTokenizerFile`]; [`Error::TemplateSyntax`] if the chat template is
+    /// not valid. A missing chat template is no error until messages are to be rendered.
+    pub fn from_dir(directory: &Path) -> Result<Self> {
+        let path = directory.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(Error::MissingFile {
+                path,
+                help: "a model directory needs it; where there is only `tokenizer.model` or `vocab.json`, Python writes it with \
+                       `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`",
+            });
+        }
+        let bytes = std::fs::read(&path).map_err(|cause| Error::Io { path: path.clone(), cause })?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| Error::BadTokenizerFile {
+            path: path.clone(),
+            expected: "a serialised tokenizer".to_string(),
+            found: error.to_string(),
+        })?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| Error::BadTokenizerFile {
+            path: path.clone(),
+            expected: "a tokenizer whose truncation can be switched off".to_string(),
+            found: error.to_string(),
+        })?;
+        let config = TokenizerConfig::from_dir(directory)?;
+        add_missing_tokens(&mut tokenizer, &config, &path)?;
+        let template = match &config.chat_template {
+            Some(source) => Some(ChatTemplate::new(source, config.special_tokens.clone())?),
+            None => None,
+        };
+        Ok(Self { tokenizer, config, template, directory: directory.to_path_buf() })
+    }
+
+    /// Token ids of a text. `add_special_tokens` adds what the tokenizer adds by itself to plain text, such as a start token;
+    /// text from a chat template has its special tokens already.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer cannot encode the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        match self.tokenizer.encode_fast(text, add_special_tokens) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(Error::Tokenizer {
+                action: format!("encode {:?}", crate::json::shorten(text)),
+                cause: error.to_string(),
+            }),
+        }
+    }
+
+    /// The text of token ids, as `tok.decode(ids, skip_special_tokens=...)` gives it. Ids outside the vocabulary are left
+    /// out, as there.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer cannot decode the ids.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        match self.tokenizer.decode(ids, skip_special_tokens) {
+            Ok(text) if self.cleans_up() => Ok(clean_up(&text)),
+            Ok(text) => Ok(text),
+            Err(error) => Err(Error::Tokenizer {
+                action: format!("decode {} ids", ids.len()),
+                cause: error.to_string(),
+            }),
+        }
+    }
+
+    /// transformers 5 heeds `clean_up_tokenization_spaces` only where it does no harm: not for BPE.
+    fn cleans_up(&self) -> bool {
+        let bpe = matches!(self.tokenizer.get_model(), tokenizers::ModelWrapper::BPE(_));
+        self.config.clean_up_tokenization_spaces && (!bpe || self.config.clean_up_even_for_bpe)
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`] if the directory has none.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().ok_or_else(|| Error::NoChatTemplate { path: self.directory.clone() })
+    }
+
+    /// The text that the model is given to answer an example: its prompt, rendered with the opening of the answer, or the
+    /// plain string.
+    ///
+    /// # Errors
+    /// Those of [`chat_template`](Self::chat_template) and [`ChatTemplate::render`].
+    pub fn render_prompt(&self, example: &Example) -> Result<String> {
+        match &example.prompt {
+            Prompt::Text(text) => Ok(text.clone()),
+            Prompt::Messages(messages) => self.chat_template()?.render(messages, true),
+        }
+    }
+
+    /// Token ids of [`render_prompt`](Self::render_prompt): a plain string with the tokenizer's own special tokens, text
+    /// from the chat template without more.
+    ///
+    /// # Errors
+    /// Those of [`render_prompt`](Self::render_prompt) and [`encode`](Self::encode).
+    pub fn prompt_ids(&self, example: &Example) -> Result<Vec<u32>> {
+        self.encode(&self.render_prompt(example)?, matches!(example.prompt, Prompt::Text(_)))
+    }
+
+    /// Number of tokens, added ones included. The model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The id of a token.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// A special token by its name in `tokenizer_config.json`, such as `eos_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.config.special_tokens.get(name).map(String::as_str)
+    }
+
+    /// The text of the end token.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.special_token("eos_token")
+    }
+
+    /// The id of the start token.
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.special_token("bos_token").and_then(|token| self.token_id(token))
+    }
+
+    /// The id of the end token.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.eos_token().and_then(|token| self.token_id(token))
+    }
+
+    /// The id of the padding token.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        self.special_token("pad_token").and_then(|token| self.token_id(token))
+    }
+
+    /// The tokenizer underneath.
+    pub fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+}
+
+/// Special tokens of the configuration that `tokenizer.json` does not list become special all the same, as transformers
+/// does it: they are never split, and `skip_special_tokens` leaves them out.
+fn add_missing_tokens(tokenizer: &mut Tokenizer, config: &TokenizerConfig, path: &Path) -> Result<()> {
+    let refused = |error: tokenizers::Error| Error::BadTokenizerFile {
+        path: path.to_path_buf(),
+        expected: "a tokenizer that takes the tokens of tokenizer_config.json".to_string(),
+        found: error.to_string(),
+    };
+    let known = |tokenizer: &Tokenizer, token: &AddedToken| tokenizer.token_to_id(&token.content).is_some();
+    for token in &config.added_tokens {
+        if !known(tokenizer, token) {
+            tracing::warn!(token = %token.content, "tokenizer.json lacks a token of tokenizer_config.json; it gets a new id");
+        }
+        tokenizer.add_tokens([token.clone()]).map_err(refused)?;
+    }
+    for token in &config.special_added_tokens {
+        if !known(tokenizer, token) {
+            tracing::warn!(token = %token.content, "tokenizer.json lacks a special token; it gets a new id");
+        }
+        tokenizer.add_special_tokens([token.clone()]).map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// Takes the spaces before punctuation away that a WordPiece decoder leaves.
+fn clean_up(text: &str) -> String {
+    let steps = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    steps.into_iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
+}

@@ -1,0 +1,154 @@
+//! The error type of this crate.
+
+use std::path::PathBuf;
+
+/// What went wrong, where, and how to mend it.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused a file operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as a verb: `open`, `write`, `rename`...
+        action: &'static str,
+        /// The file or directory concerned.
+        path: PathBuf,
+        /// The reason given by the operating system.
+        source: std::io::Error,
+    },
+    /// A GGUF file breaks the rules of its own format: truncated, damaged, or not a GGUF file at all.
+    #[error("{}: byte {offset}: {what}: expected {expected}, found {found}; fetch the file again", path.display())]
+    GgufMalformed {
+        /// The GGUF file.
+        path: PathBuf,
+        /// Where in the file reading stopped.
+        offset: u64,
+        /// The part that was being read.
+        what: String,
+        /// What the format asks for.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// A GGUF file is sound but holds something that this crate does not do.
+    #[error("{}: {what} `{found}` is not supported (supported: {supported}); {remedy}", path.display())]
+    GgufUnsupported {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The metadata key, tensor or property concerned.
+        what: String,
+        /// Its value in this file.
+        found: String,
+        /// The values that are supported.
+        supported: String,
+        /// What the user can do instead.
+        remedy: &'static str,
+    },
+    /// A metadata key that is needed is absent from a GGUF file.
+    #[error("{}: metadata key `{key}` is missing; {remedy}", path.display())]
+    GgufKeyMissing {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The absent key.
+        key: String,
+        /// What the user can do instead.
+        remedy: &'static str,
+    },
+    /// A metadata key of a GGUF file has a value of the wrong type or out of its range.
+    #[error("{}: metadata key `{key}`: expected {expected}, found {found}", path.display())]
+    GgufKeyInvalid {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The type or range that is needed.
+        expected: String,
+        /// The value of the file.
+        found: String,
+    },
+    /// A GGUF file lacks a tensor that its architecture needs.
+    #[error("{}: tensor `{tensor}` is missing; fetch the file again", path.display())]
+    GgufTensorMissing {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The absent tensor.
+        tensor: String,
+    },
+    /// A tensor of a GGUF file has another shape than the metadata of the file imply.
+    #[error("{}: tensor `{tensor}`: expected shape {expected:?}, found {found:?} (outermost dimension first)", path.display())]
+    GgufTensorShape {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that follows from the metadata, outermost dimension first.
+        expected: Vec<usize>,
+        /// The shape in the file, outermost dimension first.
+        found: Vec<usize>,
+    },
+    /// The vocabulary or the merges of a GGUF file contradict each other.
+    #[error("{}: `{key}`[{index}]: {problem}: `{found}`", path.display())]
+    GgufVocabulary {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The metadata array concerned.
+        key: &'static str,
+        /// The index in that array.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// The entry.
+        found: String,
+    },
+    /// Quantised data is not a whole number of blocks, or the destination has another length than the data.
+    #[error(
+        "{ggml_type} data: {bytes} bytes are {expected_elements} elements in whole blocks of {block_bytes} bytes, but {elements} were asked for"
+    )]
+    GgufBlockLength {
+        /// Name of the storage type.
+        ggml_type: &'static str,
+        /// Length of the data.
+        bytes: usize,
+        /// Length of one block.
+        block_bytes: usize,
+        /// Elements in the whole blocks of the data.
+        expected_elements: usize,
+        /// Elements that the destination holds.
+        elements: usize,
+    },
+    /// The directory that an import should make exists and is something else.
+    #[error("{} exists and {reason}; choose another output directory or delete this one", path.display())]
+    ImportTargetExists {
+        /// The output directory.
+        path: PathBuf,
+        /// Why it cannot be taken as it is.
+        reason: String,
+    },
+    /// A safetensors file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    SafetensorsWrite {
+        /// The file.
+        path: PathBuf,
+        /// The reason given by the safetensors library.
+        source: safetensors::SafeTensorError,
+    },
+    /// A value could not be written as JSON.
+    #[error("cannot write {}: {source}", path.display())]
+    JsonWrite {
+        /// The file.
+        path: PathBuf,
+        /// The reason given by the JSON library.
+        source: serde_json::Error,
+    },
+}
+
+/// Result with the error type of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A closure for `map_err` on operations of the file system.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,80 @@
+//! GGUF file in, Hugging Face model directory out.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use ferrotune_models::Error;
+use ferrotune_models::import::import_gguf_with_progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo run --release -p ferrotune-examples --example import -- --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
+  cargo run --release -p ferrotune-examples --example generate -- --model smollm2 --prompt \"What is the capital of France?\"
+
+Exit codes: 0 done, 2 the file cannot be imported or the output is in the way, 1 anything else.";
+
+/// Import a GGUF file (Llama or Mistral) into a Hugging Face model directory in f32.
+#[derive(Parser)]
+#[command(after_help = EXAMPLES)]
+struct Arguments {
+    /// The GGUF file.
+    #[arg(long, value_name = "FILE")]
+    gguf: PathBuf,
+    /// The directory to make. It must not exist, unless as a finished import of the same file.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let Arguments { gguf, output } = Arguments::parse();
+    match run(&gguf, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(gguf: &std::path::Path, output: &std::path::Path) -> Result<(), Error> {
+    let started = Instant::now();
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta} {wide_msg}");
+    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let summary = import_gguf_with_progress(gguf, output, &|progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+        bar.set_message(progress.tensor.to_owned());
+    });
+    bar.finish_and_clear();
+    let summary = summary?;
+    for warning in &summary.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let directory = summary.directory.display();
+    if summary.imported {
+        println!(
+            "{directory}: {} tensors, {:.1} M parameters, {} tokens, in {:.1} s",
+            summary.tensors,
+            summary.parameters as f64 / 1e6,
+            summary.vocabulary,
+            started.elapsed().as_secs_f64()
+        );
+    } else {
+        println!("{directory}: already imported from this file");
+    }
+    println!("source: {} bytes, sha256 {}", summary.source_bytes, summary.source_sha256);
+    Ok(())
+}
+
+/// 2 for what the user gave, 1 for what the machine did.
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Io { action: "open", .. } => 2,
+        Error::Io { .. } | Error::SafetensorsWrite { .. } | Error::JsonWrite { .. } => 1,
+        _ => 2,
+    }
+}

@@ -55,20 +55,29 @@ fn metric(name: &str) -> Result<Metric, Error> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // With standard error closed there is nobody left to tell.
-            _ = writeln!(io::stderr(), "error: {error}");
-            let bad_output_folder =
-                matches!(&error, Error::Write { source, .. } if source.kind() == io::ErrorKind::NotFound);
-            ExitCode::from(if matches!(error, Error::Write { .. }) && !bad_output_folder { 1 } else { 2 })
-        }
-    }
+    let (code, message) = match run(&arguments) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Input(error)) => (2, error.to_string()),
+        Err(Failure::Terminal(error)) => (1, format!("cannot write to standard output: {error}")),
+        Err(Failure::Output(error)) => (1, error.to_string()),
+    };
+    // With standard error closed there is nobody left to tell.
+    _ = writeln!(io::stderr(), "error: {message}");
+    ExitCode::from(code)
 }
 
-fn run(arguments: &Arguments) -> Result<(), Error> {
-    let predictions = read_predictions(&arguments.input, &arguments.prediction_field)?;
+enum Failure {
+    Input(Error),
+    Output(Error),
+    Terminal(io::Error),
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(output) = &arguments.output {
+        check_output(output).map_err(Failure::Input)?;
+    }
+    let predictions =
+        read_predictions(&arguments.input, &arguments.prediction_field).map_err(Failure::Input)?;
     let pairs: Vec<(&str, &str)> =
         predictions.iter().map(|line| (line.reference.as_str(), line.prediction.as_str())).collect();
     let mut metrics = Vec::new();
@@ -77,13 +86,31 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
             metrics.push(metric);
         }
     }
-    let estimates = evaluate_all(&metrics, &pairs)?;
+    let estimates = evaluate_all(&metrics, &pairs).map_err(Failure::Input)?;
     if let Some(output) = &arguments.output {
-        write_metrics(output, &estimates)?;
+        write_metrics(output, &estimates).map_err(Failure::Output)?;
     }
-    // A closed pipe (`evaluate ... | head -1`) is the reader's choice, not a failure.
-    _ = print_table(&estimates, pairs.len(), arguments.output.as_deref());
-    Ok(())
+    match print_table(&estimates, pairs.len(), arguments.output.as_deref()) {
+        // A closed pipe (`evaluate ... | head -1`) is the reader's choice, not a failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Terminal(error)),
+        _ => Ok(()),
+    }
+}
+
+/// A wrong `--output` is an error of the arguments, and told before any work.
+fn check_output(path: &Path) -> Result<(), Error> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let source = if path.is_dir() {
+        io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name a file")
+    } else if !folder.is_dir() {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no folder {}; create it first", folder.display()),
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::Write { path: path.to_owned(), source })
 }
 
 fn print_table(estimates: &[(Metric, Estimate)], examples: usize, output: Option<&Path>) -> io::Result<()> {
@@ -96,5 +123,5 @@ fn print_table(estimates: &[(Metric, Estimate)], examples: usize, output: Option
     if let Some(output) = output {
         writeln!(out, "written to {}", output.display())?;
     }
-    Ok(())
+    out.flush()
 }

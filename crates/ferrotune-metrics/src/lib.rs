@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+mod bleu;
 mod bootstrap;
+mod chrf;
 mod error;
 mod metric;
 mod overlap;
 mod perplexity;
 mod predictions;
+mod python;
 mod report;
 pub mod rouge;
 

@@ -5,12 +5,14 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
+use crate::bleu;
+use crate::chrf;
 use crate::rouge::{Score, TextPair};
 use crate::{Bootstrap, Error, Estimate, Result};
 
 /// A metric of predictions against references.
 ///
-/// `Display` and `FromStr` use the names of the Python packages: `rouge1` ... `rouge9`, `rougeL`, `rougeLsum`.
+/// `Display` and `FromStr` use the names of the Python packages: `rouge1` ... `rouge9`, `rougeL`, `rougeLsum`, `bleu`, `chrf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Metric {
@@ -36,11 +38,15 @@ pub enum Metric {
     RougeL,
     /// Longest common subsequences line by line.
     RougeLsum,
+    /// Corpus BLEU: overlap of words up to 4-grams, with a penalty for brevity.
+    Bleu,
+    /// Corpus chrF: overlap of characters up to 6-grams.
+    Chrf,
 }
 
 impl Metric {
     /// All metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Rouge1,
         Self::Rouge2,
         Self::Rouge3,
@@ -52,6 +58,8 @@ impl Metric {
         Self::Rouge9,
         Self::RougeL,
         Self::RougeLsum,
+        Self::Bleu,
+        Self::Chrf,
     ];
 
     /// The name, such as `rougeL`.
@@ -69,6 +77,8 @@ impl Metric {
             Self::Rouge9 => "rouge9",
             Self::RougeL => "rougeL",
             Self::RougeLsum => "rougeLsum",
+            Self::Bleu => "bleu",
+            Self::Chrf => "chrf",
         }
     }
 
@@ -84,7 +94,7 @@ impl Metric {
             Self::Rouge7 => 7,
             Self::Rouge8 => 8,
             Self::Rouge9 => 9,
-            Self::RougeL | Self::RougeLsum => 0,
+            Self::RougeL | Self::RougeLsum | Self::Bleu | Self::Chrf => 0,
         })
     }
 }
@@ -107,7 +117,8 @@ impl FromStr for Metric {
 /// One metric over `(reference, prediction)` pairs, times 100.
 ///
 /// The ROUGE values are plain means of the F-measures of the pairs. (The `mid` of rouge-score's own aggregator, which other
-/// tools report, is the median of randomly resampled means, and changes from run to run.) `low` and `high` bound the 95 %
+/// tools report, is the median of randomly resampled means, and changes from run to run.) BLEU and chrF are computed from
+/// counts summed over the pairs. `low` and `high` bound the 95 %
 /// interval of [`Bootstrap::default`], and are the same in every run.
 ///
 /// # Errors
@@ -153,6 +164,8 @@ impl<'a, R: AsRef<str>, P: AsRef<str>> Evaluator<'a, R, P> {
         match metric {
             Metric::RougeL => self.mean_fmeasure(TextPair::rouge_l),
             Metric::RougeLsum => self.mean_fmeasure(TextPair::rouge_lsum),
+            Metric::Bleu => self.corpus_score(bleu::statistics, bleu::score),
+            Metric::Chrf => self.corpus_score(chrf::statistics, chrf::score),
             _ => self
                 .mean_fmeasure(|pair| metric.ngram_order().map_or_else(Score::default, |n| pair.rouge_n(n))),
         }
@@ -167,6 +180,15 @@ impl<'a, R: AsRef<str>, P: AsRef<str>> Evaluator<'a, R, P> {
         });
         let scores: Vec<[f64; 1]> = pairs.iter().map(|pair| [score(pair).fmeasure]).collect();
         self.bootstrap.estimate(&scores, |[sum], count| 100.0 * sum / count as f64)
+    }
+
+    fn corpus_score<const N: usize>(
+        &self,
+        statistics: impl Fn(&str, &str) -> [f64; N],
+        score: impl Fn(&[f64; N]) -> f64,
+    ) -> Result<Estimate> {
+        let statistics: Vec<_> = self.pairs.iter().map(|(r, p)| statistics(r.as_ref(), p.as_ref())).collect();
+        self.bootstrap.estimate(&statistics, |sums, _| score(sums))
     }
 }
 

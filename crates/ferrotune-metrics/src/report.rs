@@ -27,10 +27,15 @@ pub fn write_metrics(path: &Path, estimates: &[(Metric, Estimate)]) -> Result<()
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let target = match fs::canonicalize(path) {
-        Ok(existing) if existing.is_file() => existing,
-        Ok(other) => return OpenOptions::new().write(true).open(other)?.write_all(bytes),
-        Err(_) => path.to_owned(),
+    let target = match fs::metadata(path) {
+        // Renaming would put a file in the place of the pipe or the device.
+        Ok(existing) if !existing.is_file() => {
+            return OpenOptions::new().write(true).open(path)?.write_all(bytes);
+        }
+        // A link stays one: the file that it leads to is replaced.
+        Ok(_) => fs::canonicalize(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Err(error) => return Err(error),
     };
     let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -68,6 +73,32 @@ mod tests {
         assert_eq!(serde_json::from_value::<Estimate>(read["rouge1"].clone()).unwrap(), estimate);
         assert!(text.find("rougeL").unwrap() < text.find("rouge1").unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_a_link_and_a_pipe_a_pipe() {
+        use std::io::Read as _;
+        use std::os::fd::AsRawFd as _;
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_metrics(&link, &[]).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "{}\n");
+
+        let (mut reader, writer) = io::pipe().unwrap();
+        let pipe = folder.path().join("pipe");
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{}", writer.as_raw_fd()), &pipe).unwrap();
+        if pipe.exists() {
+            write_metrics(&pipe, &[]).unwrap();
+            drop(writer);
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "{}\n");
+            assert!(fs::symlink_metadata(&pipe).unwrap().is_symlink());
+        }
     }
 
     #[test]

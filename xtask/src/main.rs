@@ -1,2 +1,71 @@
-//! Project tasks.
-fn main() {}
+//! The project's own commands, `cargo xtask ...`: set-up, the demo, the tests, the demo data.
+//!
+//! Nothing here depends on libtorch, so that `setup` can run before there is one.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod data;
+mod demo;
+mod digest;
+mod files;
+mod process;
+mod progress;
+mod setup;
+mod test;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "ferrotune's own commands", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Provide libtorch and the demo model, once, in the cache
+    Setup,
+    /// Run everything that CI runs, the cheapest first
+    Test,
+    /// Build the instruction data from crate sources
+    Data {
+        /// Folder for the JSONL files [default: .data/rustdoc-summaries, in the cache]
+        #[arg(long)]
+        output: Option<PathBuf>,
+        /// A Cargo workspace to read instead of the frozen list of crates
+        #[arg(long, requires = "output")]
+        path: Option<PathBuf>,
+        /// Write down the digests of the files as the ones to expect (after a change of the rules or the list)
+        #[arg(long, conflicts_with_all = ["path", "output"])]
+        record: bool,
+    },
+    /// Fine-tune the demo model on the demo data, into runs/demo
+    Demo,
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Setup => setup::run().map(|_| ()),
+        Command::Test => test::run(),
+        Command::Data { output, path: Some(path), .. } => {
+            data::of_workspace(&path, &output.unwrap_or_else(|| PathBuf::from(".")))
+        }
+        Command::Data { output, path: None, record } => data::of_frozen_crates(output.as_deref(), record).map(|_| ()),
+        Command::Demo => demo::run(),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Intentionally empty: the manifest beside this file only lists crates.

@@ -1,0 +1,296 @@
+//! The arguments of a run, under the names and with the defaults of `transformers.TrainingArguments` 5.23.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, Schedule, SchedulerType};
+
+/// How to train.
+///
+/// ```
+/// use ferrotune_trainer::TrainingArguments;
+/// let arguments: TrainingArguments = serde_json::from_str(r#"{"learning_rate": 1e-3, "warmup_steps": 0.1}"#)?;
+/// arguments.validate()?;
+/// assert_eq!(arguments.num_train_epochs, 3.0); // the default of transformers
+/// let plan = arguments.plan(1000)?;
+/// assert_eq!((plan.max_steps, plan.warmup_steps), (375, 38));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingArguments {
+    /// How often every example is seen; a fraction ends within an epoch.
+    pub num_train_epochs: f64,
+    /// Optimizer steps to do, whatever `num_train_epochs` says; -1: as many as the epochs hold.
+    pub max_steps: i64,
+    /// Examples of a micro-batch.
+    pub per_device_train_batch_size: usize,
+    /// Examples of an evaluation batch. It changes the speed, not the result.
+    pub per_device_eval_batch_size: usize,
+    /// Micro-batches of an optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// The highest learning rate of the schedule.
+    pub learning_rate: f64,
+    /// Decoupled weight decay; biases and norms do not decay.
+    pub weight_decay: f64,
+    /// Decay of the mean of the gradients.
+    pub adam_beta1: f64,
+    /// Decay of the mean of their squares.
+    pub adam_beta2: f64,
+    /// Added to the denominator of the update.
+    pub adam_epsilon: f64,
+    /// Gradients with a larger norm are scaled down to it; 0: never.
+    pub max_grad_norm: f64,
+    /// How the learning rate moves.
+    pub lr_scheduler_type: SchedulerType,
+    /// Steps over which the learning rate rises from 0; below 1, a share of all steps.
+    pub warmup_steps: f64,
+    /// Steps between two log records; below 1, a share of all steps. The last step is always logged.
+    pub logging_steps: f64,
+    /// The root of all randomness of the run.
+    pub seed: u64,
+}
+
+impl Default for TrainingArguments {
+    fn default() -> Self {
+        Self {
+            num_train_epochs: 3.0,
+            max_steps: -1,
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            learning_rate: 5e-5,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            lr_scheduler_type: SchedulerType::Linear,
+            warmup_steps: 0.0,
+            logging_steps: 500.0,
+            seed: 42,
+        }
+    }
+}
+
+/// What a run will do, known before it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TrainPlan {
+    /// Examples of the data set.
+    pub examples: usize,
+    /// Micro-batches of an epoch.
+    pub batches_per_epoch: usize,
+    /// Optimizer steps of an epoch; the last one may have fewer micro-batches.
+    pub steps_per_epoch: usize,
+    /// Optimizer steps of the run.
+    pub max_steps: usize,
+    /// Epochs that are begun.
+    pub epochs: usize,
+    /// Steps of the warm-up.
+    pub warmup_steps: usize,
+    /// Steps between two log records.
+    pub logging_steps: usize,
+    /// Examples of a micro-batch.
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches of an optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Trainable elements of the model (0 in a plan made without one).
+    pub trainable_parameters: usize,
+}
+
+impl TrainingArguments {
+    /// Refuses values that no run can use.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the name of the first such argument, its value, and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        let check = |holds: bool, field, found: String, expected| {
+            if holds { Ok(()) } else { Err(Error::InvalidArgument { field, found, expected }) }
+        };
+        let non_negative = |field, value: f64| {
+            check(
+                value.is_finite() && value >= 0.0,
+                field,
+                value.to_string(),
+                "a finite number of at least 0",
+            )
+        };
+        let positive_count =
+            |field, value: usize| check(value > 0, field, value.to_string(), "a whole number of at least 1");
+        let beta = |field, value: f64| {
+            check((0.0..1.0).contains(&value), field, value.to_string(), "a number of at least 0 and below 1")
+        };
+        let steps_or_share = |field, value: f64, at_least_some: bool| {
+            let whole = value >= 1.0 && value.fract() == 0.0 && value <= 1e15;
+            let share = (0.0..1.0).contains(&value) && !(at_least_some && value == 0.0);
+            let expected = if at_least_some {
+                "a whole number of steps, or a share of all steps above 0 and below 1"
+            } else {
+                "a whole number of steps, or a share of all steps of at least 0 and below 1"
+            };
+            check(whole || share, field, value.to_string(), expected)
+        };
+        positive_count("per_device_train_batch_size", self.per_device_train_batch_size)?;
+        positive_count("per_device_eval_batch_size", self.per_device_eval_batch_size)?;
+        positive_count("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
+        check(
+            self.max_steps == -1 || self.max_steps > 0,
+            "max_steps",
+            self.max_steps.to_string(),
+            "a whole number of at least 1, or -1 to train for num_train_epochs",
+        )?;
+        check(
+            self.max_steps > 0
+                || (self.num_train_epochs.is_finite()
+                    && self.num_train_epochs > 0.0
+                    && self.num_train_epochs <= 1e9),
+            "num_train_epochs",
+            self.num_train_epochs.to_string(),
+            "a number above 0 and at most 1e9 (or max_steps above 0)",
+        )?;
+        non_negative("learning_rate", self.learning_rate)?;
+        non_negative("weight_decay", self.weight_decay)?;
+        beta("adam_beta1", self.adam_beta1)?;
+        beta("adam_beta2", self.adam_beta2)?;
+        non_negative("adam_epsilon", self.adam_epsilon)?;
+        non_negative("max_grad_norm", self.max_grad_norm)?;
+        steps_or_share("warmup_steps", self.warmup_steps, false)?;
+        steps_or_share("logging_steps", self.logging_steps, true)
+    }
+
+    /// What a run over `examples` examples will do.
+    ///
+    /// With `B = ceil(examples / per_device_train_batch_size)` micro-batches an epoch, an epoch has
+    /// `U = ceil(B / gradient_accumulation_steps)` optimizer steps: the last one takes what is left. The run has `max_steps` steps if
+    /// that is given, else `ceil(num_train_epochs * U)`.
+    ///
+    /// # Errors
+    /// What [`TrainingArguments::validate`] refuses; [`Error::EmptyDataset`] without examples.
+    pub fn plan(&self, examples: usize) -> Result<TrainPlan> {
+        self.validate()?;
+        if examples == 0 {
+            return Err(Error::EmptyDataset { split: "train" });
+        }
+        let batches_per_epoch = examples.div_ceil(self.per_device_train_batch_size);
+        let steps_per_epoch = batches_per_epoch.div_ceil(self.gradient_accumulation_steps);
+        let (max_steps, epochs) = match usize::try_from(self.max_steps) {
+            Ok(max_steps) => (max_steps, max_steps.div_ceil(steps_per_epoch)),
+            // A float to an integer saturates, and `validate` bounds the epochs.
+            Err(_) => (
+                (self.num_train_epochs * steps_per_epoch as f64).ceil() as usize,
+                self.num_train_epochs.ceil() as usize,
+            ),
+        };
+        let steps = |value: f64| {
+            if value < 1.0 { (max_steps as f64 * value).ceil() as usize } else { value as usize }
+        };
+        Ok(TrainPlan {
+            examples,
+            batches_per_epoch,
+            steps_per_epoch,
+            max_steps,
+            epochs,
+            warmup_steps: steps(self.warmup_steps),
+            logging_steps: steps(self.logging_steps).max(1),
+            per_device_train_batch_size: self.per_device_train_batch_size,
+            gradient_accumulation_steps: self.gradient_accumulation_steps,
+            trainable_parameters: 0,
+        })
+    }
+
+    /// The learning rate of every step of the plan.
+    ///
+    /// # Errors
+    /// As [`Schedule::new`].
+    pub fn schedule(&self, plan: &TrainPlan) -> Result<Schedule> {
+        Schedule::new(self.lr_scheduler_type, self.learning_rate, plan.warmup_steps, plan.max_steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut TrainingArguments)) -> String {
+        let mut arguments = TrainingArguments::default();
+        change(&mut arguments);
+        arguments.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        TrainingArguments::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_names_the_argument_its_value_and_what_is_expected() {
+        assert_eq!(
+            refusal(|a| a.per_device_train_batch_size = 0),
+            "training argument per_device_train_batch_size = 0: expected a whole number of at least 1"
+        );
+        assert_eq!(
+            refusal(|a| a.learning_rate = -1e-3),
+            "training argument learning_rate = -0.001: expected a finite number of at least 0"
+        );
+    }
+
+    #[test]
+    fn values_that_no_run_can_use_are_refused() {
+        type Change = fn(&mut TrainingArguments);
+        let cases: [(&str, Change); 18] = [
+            ("per_device_eval_batch_size", |a| a.per_device_eval_batch_size = 0),
+            ("gradient_accumulation_steps", |a| a.gradient_accumulation_steps = 0),
+            ("learning_rate", |a| a.learning_rate = f64::NAN),
+            ("learning_rate", |a| a.learning_rate = f64::INFINITY),
+            ("weight_decay", |a| a.weight_decay = -0.1),
+            ("adam_beta1", |a| a.adam_beta1 = 1.0),
+            ("adam_beta2", |a| a.adam_beta2 = f64::NAN),
+            ("adam_epsilon", |a| a.adam_epsilon = -1e-8),
+            ("max_grad_norm", |a| a.max_grad_norm = f64::NAN),
+            ("max_steps", |a| a.max_steps = 0),
+            ("max_steps", |a| a.max_steps = -2),
+            ("num_train_epochs", |a| a.num_train_epochs = 0.0),
+            ("num_train_epochs", |a| a.num_train_epochs = f64::INFINITY),
+            ("warmup_steps", |a| a.warmup_steps = -1.0),
+            ("warmup_steps", |a| a.warmup_steps = 1.5),
+            ("warmup_steps", |a| a.warmup_steps = f64::NAN),
+            ("logging_steps", |a| a.logging_steps = 0.0),
+            ("logging_steps", |a| a.logging_steps = 2.5),
+        ];
+        for (field, change) in cases {
+            let message = refusal(change);
+            assert!(message.starts_with(&format!("training argument {field} = ")), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused() {
+        let message =
+            serde_json::from_str::<TrainingArguments>(r#"{"learning_rat": 1e-3}"#).unwrap_err().to_string();
+        assert!(message.contains("learning_rat") && message.contains("learning_rate"), "{message}");
+        let message = serde_json::from_str::<TrainingArguments>(r#"{"lr_scheduler_type": "greedy"}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("greedy") && message.contains("inverse_sqrt"), "{message}");
+    }
+
+    #[test]
+    fn whole_numbers_are_accepted_where_a_fraction_is_possible() {
+        let text = r#"{"num_train_epochs": 2, "warmup_steps": 4, "logging_steps": 1, "max_grad_norm": 1}"#;
+        let arguments: TrainingArguments = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (arguments.num_train_epochs, arguments.warmup_steps, arguments.logging_steps),
+            (2.0, 4.0, 1.0)
+        );
+        let back = serde_json::to_string(&arguments).unwrap();
+        assert_eq!(serde_json::from_str::<TrainingArguments>(&back).unwrap(), arguments);
+    }
+
+    #[test]
+    fn max_steps_makes_the_number_of_epochs_irrelevant() {
+        let arguments = TrainingArguments { max_steps: 7, num_train_epochs: f64::NAN, ..Default::default() };
+        let plan = arguments.plan(17).unwrap();
+        assert_eq!((plan.steps_per_epoch, plan.max_steps, plan.epochs), (3, 7, 3));
+        assert!(matches!(arguments.plan(0), Err(Error::EmptyDataset { split: "train" })));
+    }
+}

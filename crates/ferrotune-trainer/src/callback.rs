@@ -1,0 +1,98 @@
+//! What a run reports while it goes on.
+
+use serde::Serialize;
+
+use crate::error::BoxError;
+use crate::{Evaluation, TrainOutcome, TrainPlan};
+
+/// One optimizer step that was done.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct StepRecord {
+    /// Steps done, this one included.
+    pub global_step: usize,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Negative log-likelihood per target token of this step.
+    pub loss: f64,
+    /// The rate that this step was done with.
+    pub learning_rate: f64,
+    /// Norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Target tokens of this step.
+    pub target_tokens: usize,
+    /// Prompt and completion tokens of this step, no padding.
+    pub real_tokens: usize,
+    /// Real tokens of this step by its seconds.
+    pub tokens_per_s: f64,
+    /// Seconds of this step.
+    pub seconds: f64,
+}
+
+/// One line of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct LogRecord {
+    /// Steps done.
+    pub step: usize,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Mean of the steps' losses since the last record.
+    pub loss: f64,
+    /// The rate of the last step.
+    pub learning_rate: f64,
+    /// Norm of the last step's gradients before clipping.
+    pub grad_norm: f64,
+}
+
+/// Something that is told how a run goes. An error ends the run.
+#[expect(
+    unused_variables,
+    reason = "the defaults do nothing, and their parameters have the names that the docs use"
+)]
+pub trait Callback {
+    /// The name under which an error is reported.
+    fn name(&self) -> &str {
+        std::any::type_name::<Self>()
+    }
+
+    /// Before the first step.
+    ///
+    /// # Errors
+    /// Any error ends the run; so it is with every event.
+    fn on_train_begin(&mut self, plan: &TrainPlan) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// After each optimizer step.
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_step_end(&mut self, record: &StepRecord) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// After each step that is logged, following its [`Callback::on_step_end`].
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_log(&mut self, record: &LogRecord) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// After an evaluation.
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_evaluate(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// After the last step and the evaluation that follows it; not after an error.
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_train_end(&mut self, outcome: &TrainOutcome) -> Result<(), BoxError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,231 @@
+//! The one error type of this crate.
+
+use std::fmt;
+
+use tch::TchError;
+
+/// An error of code that the trainer calls: the model, the data set, a callback, a reducer.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where in a run something happened, and on which examples.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The optimizer step, counted from 1; `None` outside of a training loop.
+    pub step: Option<usize>,
+    /// The examples that were being used, as the model names them (`train.jsonl:17`).
+    pub examples: Vec<String>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.step {
+            Some(step) => write!(f, "at optimizer step {step}")?,
+            None => f.write_str("outside of the training loop")?,
+        }
+        match self.examples.as_slice() {
+            [] => Ok(()),
+            examples => write!(f, ", examples: {}", Listed(examples)),
+        }
+    }
+}
+
+/// The first names of a list that may be long.
+struct Listed<'a>(&'a [String]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 32;
+        f.write_str(&self.0.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", "))?;
+        if self.0.len() > SHOWN { write!(f, " and {} more", self.0.len() - SHOWN) } else { Ok(()) }
+    }
+}
+
+/// What can go wrong in training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A training argument has a value that no run can use.
+    #[error("training argument {field} = {found}: expected {expected}")]
+    InvalidArgument {
+        /// The argument's name.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be accepted.
+        expected: &'static str,
+    },
+    /// The learning-rate schedule has no known name.
+    #[error("lr_scheduler_type {found:?} is not offered: expected one of {known}")]
+    UnknownScheduler {
+        /// What was given.
+        found: String,
+        /// The names that are understood.
+        known: String,
+    },
+    /// The data set has no example.
+    #[error("the {split} data set is empty: there is nothing to learn from or to evaluate on")]
+    EmptyDataset {
+        /// `train` or `validation`.
+        split: &'static str,
+    },
+    /// The data set's order for an epoch does not fit its length.
+    #[error("the order of epoch {epoch} has {found} entries for a data set of {expected} examples")]
+    OrderLength {
+        /// The epoch, counted from 0.
+        epoch: usize,
+        /// Entries of the order.
+        found: usize,
+        /// Examples of the data set.
+        expected: usize,
+    },
+    /// The model names no trainable parameter.
+    #[error("the model has no trainable parameter: was an adapter injected?")]
+    NoTrainableParameters,
+    /// Two parameters have one name.
+    #[error("two trainable parameters are called {parameter}: names must be unique")]
+    DuplicateParameter {
+        /// The name.
+        parameter: String,
+    },
+    /// A parameter cannot be trained as it is.
+    #[error("parameter {parameter} cannot be trained: expected {expected}, found {found}")]
+    UnfitParameter {
+        /// Its name.
+        parameter: String,
+        /// What a trainable parameter is.
+        expected: String,
+        /// What this one is.
+        found: String,
+    },
+    /// The set of gradients is not the expected one.
+    #[error(
+        "{count} trainable parameter(s) got no gradient {place}: {}; the loss does not depend on them",
+        Listed(parameters), count = parameters.len()
+    )]
+    MissingGradient {
+        /// The parameters without a gradient.
+        parameters: Vec<String>,
+        /// Where.
+        place: Box<Place>,
+    },
+    /// A gradient has a NaN or an infinite element, or a norm beyond what its dtype holds.
+    #[error(
+        "the gradient of {} of the parameters is not finite {place}: {}; lower the learning rate or look at the examples",
+        parameters.len(), Listed(parameters)
+    )]
+    NonFiniteGradient {
+        /// The parameters whose gradient is not finite.
+        parameters: Vec<String>,
+        /// Where.
+        place: Box<Place>,
+    },
+    /// The loss is NaN or infinite.
+    #[error("the loss is {loss} {place}; lower the learning rate or look at the examples")]
+    NonFiniteLoss {
+        /// Its value.
+        loss: f64,
+        /// Where.
+        place: Box<Place>,
+    },
+    /// The loss is not one number that gradients can be asked of.
+    #[error("the model's loss cannot be trained on {place}: expected {expected}, found {found}")]
+    UnfitLoss {
+        /// What was expected.
+        expected: &'static str,
+        /// What was found.
+        found: String,
+        /// Where.
+        place: Box<Place>,
+    },
+    /// There is no target token, so the loss per token has no value.
+    #[error("there is no target token {place}: every label is masked")]
+    NoTargets {
+        /// Where.
+        place: Box<Place>,
+    },
+    /// The gradients handed to the optimizer or the state handed in are not those of its parameters.
+    #[error("{what} does not fit the optimizer's parameters: {tensor}: expected {expected}, found {found}")]
+    StateMismatch {
+        /// `gradients` or `optimizer state`.
+        what: &'static str,
+        /// The tensor.
+        tensor: String,
+        /// What was expected.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// The model failed.
+    #[error("the model failed {place}: {source}")]
+    Model {
+        /// Where.
+        place: Box<Place>,
+        /// Its own error.
+        #[source]
+        source: BoxError,
+    },
+    /// The data set could not make a batch.
+    #[error("the {split} data set failed on examples {indices:?}: {source}")]
+    Dataset {
+        /// `train` or `validation`.
+        split: &'static str,
+        /// The indices of the batch.
+        indices: Vec<usize>,
+        /// Its own error.
+        #[source]
+        source: BoxError,
+    },
+    /// A callback failed.
+    #[error("callback {name} failed in {event}: {source}")]
+    Callback {
+        /// The callback's name.
+        name: String,
+        /// The event that it was told of.
+        event: &'static str,
+        /// Its own error.
+        #[source]
+        source: BoxError,
+    },
+    /// The gradient reducer failed.
+    #[error("the gradient reducer failed {place}: {source}")]
+    Reducer {
+        /// Where.
+        place: Box<Place>,
+        /// Its own error.
+        #[source]
+        source: BoxError,
+    },
+    /// libtorch failed, out of memory included.
+    #[error("libtorch failed in {what}: {source}")]
+    Torch {
+        /// What was being done.
+        what: &'static str,
+        /// libtorch's own message.
+        #[source]
+        source: TchError,
+    },
+}
+
+impl Error {
+    /// Says where a gradient problem arose; other errors stay as they are.
+    pub(crate) fn at(mut self, found_at: Place) -> Self {
+        if let Self::MissingGradient { place, .. } | Self::NonFiniteGradient { place, .. } = &mut self {
+            **place = found_at;
+        }
+        self
+    }
+}
+
+/// Names what libtorch was doing when it failed.
+pub(crate) trait Context<T> {
+    fn context(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> Context<T> for std::result::Result<T, TchError> {
+    fn context(self, what: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Torch { what, source })
+    }
+}

@@ -24,7 +24,9 @@ pub enum Error {
         message: String,
     },
     /// A function applied for one output returned another number of them.
-    #[error("{function} returned {found} outputs where exactly one was expected; call `apply` instead of `apply_one`")]
+    #[error(
+        "{function} returned {found} outputs where exactly one was expected; call `apply` instead of `apply_one`"
+    )]
     OutputCount {
         /// Name of the function's type.
         function: &'static str,

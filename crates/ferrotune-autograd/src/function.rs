@@ -223,7 +223,8 @@ pub fn apply<F: Function>(mut function: F, inputs: &[Option<&Tensor>]) -> Result
     let (places, tensors): (Vec<usize>, Vec<&Tensor>) =
         inputs.iter().enumerate().filter_map(|(place, input)| input.map(|tensor| (place, tensor))).unzip();
     LIVE.fetch_add(1, Ordering::Relaxed);
-    let recorded = Box::new(Recorded { function: Box::new(function), name, places, input_count: inputs.len() });
+    let recorded =
+        Box::new(Recorded { function: Box::new(function), name, places, input_count: inputs.len() });
     shim::attach(recorded, &tensors, &mut outputs, &differentiable, &context.saved)
         .map_err(|message| Error::Attach { function: name, message })?;
     Ok(outputs)

@@ -1,6 +1,8 @@
 //! Differentiable functions held to libtorch's own gradients, and their failures.
 
-use ferrotune_autograd::{BackwardContext, Error, ForwardContext, Function, apply, apply_one, live_functions};
+use ferrotune_autograd::{
+    BackwardContext, Error, ForwardContext, Function, apply, apply_one, live_functions,
+};
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 
@@ -17,7 +19,11 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 struct MultiplyAdd;
 
 impl Function for MultiplyAdd {
-    fn forward(&mut self, inputs: &[Option<&Tensor>], context: &mut ForwardContext) -> Result<Vec<Tensor>, Boxed> {
+    fn forward(
+        &mut self,
+        inputs: &[Option<&Tensor>],
+        context: &mut ForwardContext,
+    ) -> Result<Vec<Tensor>, Boxed> {
         let (a, b) = (inputs[0].ok_or("a is missing")?, inputs[1].ok_or("b is missing")?);
         context.save(&[a, b]);
         let product = a.f_mul(b)?;
@@ -28,7 +34,11 @@ impl Function for MultiplyAdd {
         Ok(vec![first, a.f_sum(Kind::Double)?])
     }
 
-    fn backward(&self, grads: &[Option<Tensor>], context: &BackwardContext) -> Result<Vec<Option<Tensor>>, Boxed> {
+    fn backward(
+        &self,
+        grads: &[Option<Tensor>],
+        context: &BackwardContext,
+    ) -> Result<Vec<Option<Tensor>>, Boxed> {
         let [a, b] = context.saved() else { return Err("two tensors were saved".into()) };
         let mut grad_a = a.f_zeros_like()?;
         if let Some(grad) = &grads[0] {
@@ -47,7 +57,10 @@ impl Function for MultiplyAdd {
 }
 
 fn leaf(seed: i64) -> Tensor {
-    (Tensor::arange(6, (Kind::Double, Device::Cpu)) * 0.7 + seed as f64).sin().reshape([2, 3]).set_requires_grad(true)
+    (Tensor::arange(6, (Kind::Double, Device::Cpu)) * 0.7 + seed as f64)
+        .sin()
+        .reshape([2, 3])
+        .set_requires_grad(true)
 }
 
 fn grads(of: &[&Tensor]) -> Vec<Tensor> {
@@ -115,7 +128,11 @@ enum Fault {
 struct Faulty(Fault);
 
 impl Function for Faulty {
-    fn forward(&mut self, inputs: &[Option<&Tensor>], context: &mut ForwardContext) -> Result<Vec<Tensor>, Boxed> {
+    fn forward(
+        &mut self,
+        inputs: &[Option<&Tensor>],
+        context: &mut ForwardContext,
+    ) -> Result<Vec<Tensor>, Boxed> {
         match self.0 {
             Fault::ForwardError => return Err("no such luck".into()),
             Fault::ForwardPanic => panic!("forward fell over"),
@@ -140,8 +157,12 @@ fn errors_and_panics_reach_the_caller_with_their_message() {
     let before = live_functions();
     let x = leaf(1);
     let run = |fault| apply_one(Faulty(fault), &[Some(&x)]);
-    assert!(matches!(run(Fault::ForwardError), Err(Error::Forward { source, .. }) if source.to_string() == "no such luck"));
-    assert!(matches!(run(Fault::ForwardPanic), Err(Error::Panic { message, .. }) if message == "forward fell over"));
+    assert!(
+        matches!(run(Fault::ForwardError), Err(Error::Forward { source, .. }) if source.to_string() == "no such luck")
+    );
+    assert!(
+        matches!(run(Fault::ForwardPanic), Err(Error::Panic { message, .. }) if message == "forward fell over")
+    );
     assert!(matches!(run(Fault::BadMark), Err(Error::NoSuchOutput { index: 7, outputs: 1, .. })));
     for (fault, message) in [
         (Fault::BackwardError, "gradient of number 17 is off"),
@@ -168,7 +189,8 @@ fn a_second_derivative_is_refused_with_a_reason() {
     let _alone = alone();
     let (a, b) = (leaf(1), leaf(2));
     let outputs = apply(MultiplyAdd, &[Some(&a), Some(&b), None]).unwrap();
-    let gradient = Tensor::run_backward(&[&outputs[0].square().sum(Kind::Double)], &[&a], true, true).pop().unwrap();
+    let gradient =
+        Tensor::run_backward(&[&outputs[0].square().sum(Kind::Double)], &[&a], true, true).pop().unwrap();
     let error = gradient.sum(Kind::Double).f_backward().unwrap_err().to_string();
     assert!(error.contains("differentiable once"), "{error}");
 }
@@ -187,7 +209,11 @@ fn a_saved_tensor_changed_in_place_is_noticed() {
 struct Counted;
 
 impl Function for Counted {
-    fn forward(&mut self, inputs: &[Option<&Tensor>], context: &mut ForwardContext) -> Result<Vec<Tensor>, Boxed> {
+    fn forward(
+        &mut self,
+        inputs: &[Option<&Tensor>],
+        context: &mut ForwardContext,
+    ) -> Result<Vec<Tensor>, Boxed> {
         context.mark_non_differentiable(1);
         let x = inputs[0].ok_or("x")?;
         Ok(vec![x.f_mul_scalar(2.0)?, Tensor::from(x.numel() as f64)])
@@ -217,6 +243,7 @@ fn parallel_ranges_cover_everything_once_and_a_panic_comes_back() {
     });
     assert!(counts.into_iter().all(|count| count.into_inner() == 1));
     ferrotune_autograd::parallel_for(0, 16, |_| panic!("nothing to do"));
-    let panic = std::panic::catch_unwind(|| ferrotune_autograd::parallel_for(4, 1, |_| panic!("stumbled"))).unwrap_err();
+    let panic = std::panic::catch_unwind(|| ferrotune_autograd::parallel_for(4, 1, |_| panic!("stumbled")))
+        .unwrap_err();
     assert_eq!(*panic.downcast_ref::<&str>().unwrap(), "stumbled");
 }

@@ -166,18 +166,19 @@ impl PackedAttention {
     ) -> Result<[Tensor; 3]> {
         let causal = mask.is_none();
         if let Some(log_sum_exp) = log_sum_exp {
-            let (grad_q, grad_k, grad_v) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
-                grad,
-                q,
-                k,
-                v,
-                output,
-                log_sum_exp,
-                0.0,
-                causal,
-                mask,
-                self.options.scale,
-            )?;
+            let (grad_q, grad_k, grad_v) =
+                Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
+                    grad,
+                    q,
+                    k,
+                    v,
+                    output,
+                    log_sum_exp,
+                    0.0,
+                    causal,
+                    mask,
+                    self.options.scale,
+                )?;
             return Ok([grad_q, grad_k, grad_v]);
         }
         tch::with_grad(|| {

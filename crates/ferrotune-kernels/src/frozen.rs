@@ -107,7 +107,11 @@ pub fn frozen_linear(x: &Tensor, weight: &FrozenWeight, bias: Option<&Tensor>) -
 }
 
 /// `x` as `[rows, in_features]`, and the shape of the result.
-pub(crate) fn flatten_rows(function: &'static str, x: &Tensor, weight: &FrozenWeight) -> Result<(Tensor, Vec<i64>)> {
+pub(crate) fn flatten_rows(
+    function: &'static str,
+    x: &Tensor,
+    weight: &FrozenWeight,
+) -> Result<(Tensor, Vec<i64>)> {
     let mut shape = x.size();
     let rows: i64 = shape.iter().rev().skip(1).product();
     if shape.last() != Some(&weight.in_features()) {

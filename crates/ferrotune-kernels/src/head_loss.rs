@@ -84,7 +84,9 @@ impl Function for LinearCrossEntropy {
         context: &BackwardContext,
     ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
         let grad = match (&grads[0], context.saved().first()) {
-            (Some(grad), Some(by_row)) => Some(by_row.f_mul(&grad.f_unsqueeze(1)?.f_to_kind(by_row.kind())?)?),
+            (Some(grad), Some(by_row)) => {
+                Some(by_row.f_mul(&grad.f_unsqueeze(1)?.f_to_kind(by_row.kind())?)?)
+            }
             _ => None,
         };
         Ok(vec![grad, None])

@@ -55,7 +55,10 @@ impl SequenceLayout {
             return Err(Error::Layout { reason: "cu_seqlens must start with 0", found: cu_seqlens.to_vec() });
         }
         if cu_seqlens.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err(Error::Layout { reason: "cu_seqlens must rise strictly", found: cu_seqlens.to_vec() });
+            return Err(Error::Layout {
+                reason: "cu_seqlens must rise strictly",
+                found: cu_seqlens.to_vec(),
+            });
         }
         let segments = cu_seqlens
             .windows(2)
@@ -161,7 +164,10 @@ mod tests {
     #[test]
     fn senseless_borders_are_refused() {
         for borders in [&[][..], &[1, 2], &[0, 0], &[0, 3, 2]] {
-            assert!(matches!(SequenceLayout::from_cu_seqlens(borders), Err(Error::Layout { .. })), "{borders:?}");
+            assert!(
+                matches!(SequenceLayout::from_cu_seqlens(borders), Err(Error::Layout { .. })),
+                "{borders:?}"
+            );
         }
         assert!(SequenceLayout::continuing(&[(0, 3)]).is_err());
         assert!(SequenceLayout::from_cu_seqlens(&[0, 2]).unwrap().with_adapters(&[]).is_err());

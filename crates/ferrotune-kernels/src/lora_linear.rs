@@ -115,7 +115,13 @@ pub fn grouped_lora_linear(
                 }
                 _ => None,
             };
-            places.push(Place { column, out_features: member.out_features, rank, scaling: update.scaling, dropout });
+            places.push(Place {
+                column,
+                out_features: member.out_features,
+                rank,
+                scaling: update.scaling,
+                dropout,
+            });
             inputs.extend([Some(update.a), Some(update.b)]);
         }
         column += member.out_features;
@@ -145,7 +151,10 @@ impl Dropout {
             .into_iter()
             .map(|number| if number < threshold { 0.0 } else { keep })
             .collect();
-        Ok(Tensor::f_from_slice(&mask)?.f_view(like.size().as_slice())?.f_to_device(like.device())?.f_to_kind(like.kind())?)
+        Ok(Tensor::f_from_slice(&mask)?
+            .f_view(like.size().as_slice())?
+            .f_to_device(like.device())?
+            .f_to_kind(like.kind())?)
     }
 }
 
@@ -190,7 +199,11 @@ impl GroupedLora {
             let projected = x.f_to_kind(kind)?.f_matmul(&Tensor::f_cat(&a, 0)?.f_tr()?)?;
             let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
             let parts = projected.f_split_with_sizes(ranks.as_slice(), 1)?;
-            return parts.iter().zip(&self.places).map(|(part, place)| Ok(part.f_mul_scalar(place.scaling)?)).collect();
+            return parts
+                .iter()
+                .zip(&self.places)
+                .map(|(part, place)| Ok(part.f_mul_scalar(place.scaling)?))
+                .collect();
         }
         let mut projected = Vec::with_capacity(self.places.len());
         for (place, pair) in self.places.iter().zip(adapters.chunks(2)) {

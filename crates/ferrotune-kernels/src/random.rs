@@ -35,9 +35,9 @@ impl RandomKey {
     /// The key of a name below this key (FNV-1a of its bytes is the coordinate).
     #[must_use]
     pub fn fold_name(self, name: &str) -> Self {
-        let hash = name
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
         self.fold(hash)
     }
 
@@ -48,7 +48,9 @@ impl RandomKey {
 
     /// The first `count` numbers of the stream, uniform in `[0, 1)` with 24 bits each.
     pub fn uniform(self, count: usize) -> Vec<f32> {
-        (0..count as u64).map(|counter| (self.bits(counter) >> 40) as f32 * (1.0 / (1u32 << 24) as f32)).collect()
+        (0..count as u64)
+            .map(|counter| (self.bits(counter) >> 40) as f32 * (1.0 / (1u32 << 24) as f32))
+            .collect()
     }
 }
 

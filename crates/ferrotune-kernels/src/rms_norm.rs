@@ -49,13 +49,16 @@ impl Function for RmsNorm {
         grads: &[Option<Tensor>],
         context: &BackwardContext,
     ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
-        let (Some(grad), [x, weight, inverse]) = (&grads[0], context.saved()) else { return Ok(vec![None, None]) };
+        let (Some(grad), [x, weight, inverse]) = (&grads[0], context.saved()) else {
+            return Ok(vec![None, None]);
+        };
         let grad = grad.f_to_kind(Kind::Float)?;
         let normalised = x.f_to_kind(Kind::Float)?.f_mul(inverse)?;
         let grad_x = if context.needs_input_grad(0) {
             // dx = (g - n * mean(g * n)) / rms with g = grad * weight, n = x / rms
             let weighted = grad.f_mul(&weight.f_to_kind(Kind::Float)?)?;
-            let projection = weighted.f_mul(&normalised)?.f_mean_dim([-1i64].as_slice(), true, Kind::Float)?;
+            let projection =
+                weighted.f_mul(&normalised)?.f_mean_dim([-1i64].as_slice(), true, Kind::Float)?;
             let along = normalised.f_mul(&projection)?;
             Some(weighted.f_sub(&along)?.f_mul(inverse)?.f_to_kind(x.kind())?)
         } else {

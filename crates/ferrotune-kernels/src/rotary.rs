@@ -45,7 +45,9 @@ impl Function for Rotary {
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
     ) -> std::result::Result<Vec<Tensor>, Boxed> {
-        let [Some(x), Some(cos), Some(sin)] = inputs else { return Err("x, cos and sin are required".into()) };
+        let [Some(x), Some(cos), Some(sin)] = inputs else {
+            return Err("x, cos and sin are required".into());
+        };
         context.save(&[cos, sin]);
         Ok(vec![rotate(x, cos, sin)?])
     }
@@ -55,7 +57,9 @@ impl Function for Rotary {
         grads: &[Option<Tensor>],
         context: &BackwardContext,
     ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
-        let (Some(grad), [cos, sin]) = (&grads[0], context.saved()) else { return Ok(vec![None, None, None]) };
+        let (Some(grad), [cos, sin]) = (&grads[0], context.saved()) else {
+            return Ok(vec![None, None, None]);
+        };
         // The transpose of a rotation is the rotation back.
         Ok(vec![Some(rotate(grad, cos, &sin.f_neg()?)?), None, None])
     }

@@ -1,8 +1,9 @@
 //! Every fused function against the plain formula in libtorch's own operators: values and all gradients.
 
 use ferrotune_kernels::{
-    AttentionOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, RandomKey, SequenceLayout, cached_attention,
-    causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy, lora_linear, rms_norm, rotary, swiglu,
+    AttentionOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, RandomKey, SequenceLayout,
+    cached_attention, causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy,
+    lora_linear, rms_norm, rotary, swiglu,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -24,7 +25,8 @@ fn relative(ours: &Tensor, reference: &Tensor) -> f64 {
 /// Runs both on fresh leaves of the given shapes and compares the value and every gradient of `sum(y * noise)`.
 fn compare(shapes: &[&[i64]], ours: impl Fn(&[Tensor]) -> Tensor, plain: impl Fn(&[Tensor]) -> Tensor) {
     let run = |function: &dyn Fn(&[Tensor]) -> Tensor| {
-        let leaves: Vec<Tensor> = shapes.iter().enumerate().map(|(i, shape)| leaf(i as u64 + 1, shape)).collect();
+        let leaves: Vec<Tensor> =
+            shapes.iter().enumerate().map(|(i, shape)| leaf(i as u64 + 1, shape)).collect();
         let y = function(&leaves);
         (&y * noise(99, &y.size())).sum(Kind::Float).backward();
         (y.detach(), leaves.into_iter().map(|leaf| leaf.grad()).collect::<Vec<_>>())
@@ -63,7 +65,8 @@ fn lora_linear_is_the_three_product_formula() {
             lora_linear(&leaves[0], &frozen, Some(&bias), Some(update), Mode::Eval).unwrap()
         },
         |leaves| {
-            leaves[0].linear(&weight, Some(&bias)) + leaves[0].matmul(&leaves[1].tr()).matmul(&leaves[2].tr()) * 2.5
+            leaves[0].linear(&weight, Some(&bias))
+                + leaves[0].matmul(&leaves[1].tr()).matmul(&leaves[2].tr()) * 2.5
         },
     );
 }
@@ -116,8 +119,14 @@ fn dropout_scales_drops_and_draws_the_same_mask_in_backward() {
     let kept = grad_x.gt(0.0).sum(Kind::Float).double_value(&[]) / 8000.0;
     assert!((kept - 0.75).abs() < 0.02, "{kept}");
     // y, dx and dA see one mask: y = sum of the mask's rows, dx = 8 masks, dA = the mask's column sums.
-    assert!(relative(&(grad_x.sum_dim_intlist([1i64].as_slice(), true, Kind::Float) / 8.0), &y.narrow(1, 0, 1)) < 1e-5);
-    assert!(relative(&(grad_x.sum_dim_intlist([0i64].as_slice(), false, Kind::Float) / 8.0), &grad_a.get(0)) < 1e-5);
+    assert!(
+        relative(&(grad_x.sum_dim_intlist([1i64].as_slice(), true, Kind::Float) / 8.0), &y.narrow(1, 0, 1))
+            < 1e-5
+    );
+    assert!(
+        relative(&(grad_x.sum_dim_intlist([0i64].as_slice(), false, Kind::Float) / 8.0), &grad_a.get(0))
+            < 1e-5
+    );
     assert_ne!(run(1, Mode::Train(key)).0, y, "another layer has another mask");
     assert_eq!(run(0, Mode::Train(key)).0, y, "the same key draws the same mask");
     assert_eq!(run(0, Mode::Eval).0.double_value(&[0, 0]), 4000.0);
@@ -147,7 +156,8 @@ fn linear_cross_entropy_over_several_chunks_equals_one() {
     let once = linear_cross_entropy(&hidden, &frozen, &Tensor::from_slice(&ids)).unwrap();
     once.sum(Kind::Float).backward();
     let twice = hidden.detach().repeat([2, 1]).set_requires_grad(true);
-    let both = linear_cross_entropy(&twice, &frozen, &Tensor::from_slice(&[&ids[..], &ids[..]].concat())).unwrap();
+    let both =
+        linear_cross_entropy(&twice, &frozen, &Tensor::from_slice(&[&ids[..], &ids[..]].concat())).unwrap();
     both.sum(Kind::Float).backward();
     for start in [0, 16] {
         assert!(relative(&both.narrow(0, start, 16), &once) < 1e-6);
@@ -256,9 +266,13 @@ fn decoding_with_a_cache_equals_the_whole_sequence() {
         let whole = plain_attention(&q, &k, &v, &[0, 9], 0.6, window.unwrap_or(i64::MAX));
         for (start, new) in [(8, 1), (4, 3), (0, 5)] {
             let end = start + new;
-            let part =
-                cached_attention(&q.narrow(0, start, new), &k.narrow(0, 0, end), &v.narrow(0, 0, end), options)
-                    .unwrap();
+            let part = cached_attention(
+                &q.narrow(0, start, new),
+                &k.narrow(0, 0, end),
+                &v.narrow(0, 0, end),
+                options,
+            )
+            .unwrap();
             let error = relative(&part, &whole.narrow(0, start, new));
             assert!(error < 1e-6, "{start} {new} {window:?}: {error}");
         }
@@ -273,7 +287,8 @@ fn what_does_not_fit_is_named_with_both_shapes() {
     assert!(error.contains("[3, 6]") && error.contains("in_features = 7"), "{error}");
     let (a, b) = (noise(3, &[2, 7]), noise(4, &[4, 2]));
     let update = |dropout| Some(LowRank { a: &a, b: &b, scaling: 1.0, dropout, layer: 0 });
-    let error = lora_linear(&noise(2, &[3, 7]), &frozen, None, update(0.0), Mode::Eval).unwrap_err().to_string();
+    let error =
+        lora_linear(&noise(2, &[3, 7]), &frozen, None, update(0.0), Mode::Eval).unwrap_err().to_string();
     assert!(error.contains("B has shape [4, 2], expected [5, 2]"), "{error}");
     let fitting = FrozenWeight::new(&noise(1, &[4, 7])).unwrap();
     assert!(matches!(

@@ -189,6 +189,47 @@ pub enum Error {
         found: String,
     },
 
+    /// A stacked layer of which some parts have a bias and others none.
+    #[error("{} cannot be stacked into one layer: some have a bias and others none", paths.join(", "))]
+    MixedBias {
+        /// The modules.
+        paths: Vec<String>,
+    },
+
+    /// A module that is not there.
+    #[error("there is no linear module `{path}`; there is {}", available.join(", "))]
+    NoSuchModule {
+        /// The module asked for.
+        path: String,
+        /// The modules that are there.
+        available: Vec<String>,
+    },
+
+    /// An adapter that is not the model's.
+    #[error(
+        "the adapter has weights for {count} module(s) that the model does not have, `{first}` first: \
+         it was trained on another model"
+    )]
+    OtherModel {
+        /// Number of modules without a counterpart.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
+
+    /// A module that the adapter's configuration names has no weights in its file.
+    #[error(
+        "the adapter has no weights for `{path}`, which its `target_modules` name: it was trained on another model"
+    )]
+    NoWeights {
+        /// The module.
+        path: String,
+    },
+
+    /// A fused function could not run.
+    #[error(transparent)]
+    Kernel(#[from] ferrotune_kernels::Error),
+
     /// libtorch failed, out of memory included.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

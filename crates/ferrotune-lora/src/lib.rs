@@ -1,14 +1,18 @@
 //! LoRA layers, injection by module name and PEFT adapter files for tch.
 
+mod adapter;
 mod config;
 mod error;
 mod init;
+mod layer;
 mod pattern;
 pub mod peft;
 mod target;
 
+pub use adapter::{Adaptable, Adapter, inject, load};
 pub use config::{Bias, ExcludeModules, InitLoraWeights, LoraConfig, TargetModules, TaskType};
 pub use error::{Error, Result};
 pub use init::init_a;
+pub use layer::{LoraLinear, LoraWeights};
 pub use peft::{AdapterFile, load_adapter, save_adapter};
 pub use target::{ModuleInfo, effective_target_modules, matches, select_targets};

@@ -1,0 +1,211 @@
+//! A frozen linear layer with room for adapters.
+
+use crate::{
+    error::{Error, Result},
+    target::ModuleInfo,
+};
+use ferrotune_kernels::{
+    FrozenWeight, GroupMember, LowRank, Mode, RandomKey, SequenceLayout, grouped_lora_linear,
+};
+use tch::{Tensor, nn};
+
+/// The trainable half of an adapted module.
+#[derive(Debug)]
+pub struct LoraWeights {
+    /// `A`, `[rank, in_features]`.
+    pub a: Tensor,
+    /// `B`, `[out_features, rank]`.
+    pub b: Tensor,
+    /// `alpha / rank`, or `alpha / sqrt(rank)`.
+    pub scaling: f64,
+    /// Probability that an element of the update's input is dropped in training.
+    pub dropout: f64,
+}
+
+#[derive(Debug)]
+struct Member {
+    info: ModuleInfo,
+    /// Tells its dropout from that of every other layer.
+    layer: u64,
+    /// By adapter index.
+    adapters: Vec<Option<LoraWeights>>,
+}
+
+/// A frozen linear layer, or several on one input, to which low-rank adapters can be added.
+///
+/// `y = x W^T + bias + scaling * dropout(x) A^T B^T`; only `A` and `B` are trained. An adapter's `B` starts at zero, so a fresh one
+/// leaves the output unchanged. Layers that read the same input (q, k and v; gate and up) may be stacked into one product; their
+/// paths, and their adapters, stay apart.
+///
+/// ```
+/// use ferrotune_lora::LoraLinear;
+/// use ferrotune_kernels::Mode;
+/// use tch::{Device, Kind, Tensor};
+/// let weight = Tensor::ones([4, 3], (Kind::Float, Device::Cpu));
+/// let layer = LoraLinear::new("model.layers.0.self_attn.q_proj", &weight, None)?;
+/// let y = layer.forward(&Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), None, Mode::Eval)?;
+/// assert_eq!(y.size(), [2, 4]);
+/// # Ok::<(), ferrotune_lora::Error>(())
+/// ```
+///
+/// # References
+/// Hu et al. 2021, arXiv:2106.09685; computes what `peft.tuners.lora.layer.Linear.forward` computes.
+#[derive(Debug)]
+pub struct LoraLinear {
+    members: Vec<Member>,
+    weight: FrozenWeight,
+    bias: Option<Tensor>,
+}
+
+impl LoraLinear {
+    /// Freezes one layer; `path` is its dotted module path, by which adapters find it. The tensors are shared, not copied.
+    ///
+    /// # Shapes
+    /// - `weight`: `[out_features, in_features]`; `bias`: `[out_features]`
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the shapes do not fit.
+    pub fn new(path: &str, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        Self::stacked(&[(path, weight, bias)])
+    }
+
+    /// Freezes a layer of `tch`'s.
+    ///
+    /// # Errors
+    /// As [`LoraLinear::new`].
+    pub fn from_linear(path: &str, linear: &nn::Linear) -> Result<Self> {
+        Self::new(path, &linear.ws, linear.bs.as_ref())
+    }
+
+    /// Freezes several layers on the same input and stacks their weights, in order, into one product: the result of
+    /// [`forward`](Self::forward) holds their outputs side by side.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the shapes do not fit; [`Error::MixedBias`] if some have a bias and others none.
+    pub fn stacked(layers: &[(&str, &Tensor, Option<&Tensor>)]) -> Result<Self> {
+        let weights: Vec<&Tensor> = layers.iter().map(|(_, weight, _)| *weight).collect();
+        let biases: Vec<&Tensor> = layers.iter().filter_map(|(_, _, bias)| *bias).collect();
+        if !biases.is_empty() && biases.len() != layers.len() {
+            return Err(Error::MixedBias {
+                paths: layers.iter().map(|(path, ..)| (*path).to_owned()).collect(),
+            });
+        }
+        let weight = FrozenWeight::stacked(&weights)?;
+        let members = layers
+            .iter()
+            .map(|(path, weight, _)| {
+                let info = ModuleInfo {
+                    path: (*path).to_owned(),
+                    in_features: weight.size()[1],
+                    out_features: weight.size()[0],
+                    is_output_head: false,
+                };
+                Member { layer: RandomKey::from_seed(0).fold_name(path).bits(0), info, adapters: Vec::new() }
+            })
+            .collect();
+        let bias = match biases.as_slice() {
+            [] => None,
+            biases => Some(Tensor::f_cat(biases, 0)?.f_detach()?),
+        };
+        Ok(Self { members, weight, bias })
+    }
+
+    /// The modules that this layer stands for, in order.
+    pub fn modules(&self) -> impl Iterator<Item = &ModuleInfo> {
+        self.members.iter().map(|member| &member.info)
+    }
+
+    /// The frozen weight, all modules stacked.
+    pub fn weight(&self) -> &FrozenWeight {
+        &self.weight
+    }
+
+    /// The adapter `adapter` of the module at `path`, if it has one.
+    pub fn adapter(&self, path: &str, adapter: usize) -> Option<&LoraWeights> {
+        self.members.iter().find(|member| member.info.path == path)?.adapters.get(adapter)?.as_ref()
+    }
+
+    /// Gives the module at `path` the adapter `adapter`, in place of what it had there.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchModule`] if the layer does not stand for that module; [`Error::ShapeMismatch`] names both shapes.
+    pub fn set_adapter(&mut self, path: &str, adapter: usize, weights: LoraWeights) -> Result<()> {
+        let Some(member) = self.members.iter_mut().find(|member| member.info.path == path) else {
+            let available = self.members.iter().map(|member| member.info.path.clone()).collect();
+            return Err(Error::NoSuchModule { path: path.to_owned(), available });
+        };
+        let rank = weights.a.size().first().copied().unwrap_or(-1);
+        for (name, tensor, expected) in [
+            ("lora_A", &weights.a, [-1, member.info.in_features]),
+            ("lora_B", &weights.b, [member.info.out_features, rank]),
+        ] {
+            let found = tensor.size();
+            if found.len() != 2 || (expected[0] != -1 && found[0] != expected[0]) || found[1] != expected[1] {
+                return Err(Error::ShapeMismatch {
+                    tensor: format!("{path}.{name}"),
+                    expected: expected.to_vec(),
+                    found,
+                    reason: format!(
+                        "the module maps {} features to {}",
+                        member.info.in_features, member.info.out_features
+                    ),
+                });
+            }
+        }
+        if member.adapters.len() <= adapter {
+            member.adapters.resize_with(adapter + 1, || None);
+        }
+        member.adapters[adapter] = Some(weights);
+        Ok(())
+    }
+
+    /// Output of the layer for a batch on one adapter (`None`: the bare base model).
+    ///
+    /// # Shapes
+    /// - `x`: `[..., in_features]`; returns `[..., sum of out_features]`
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if `x` does not fit, or libtorch fails.
+    pub fn forward(&self, x: &Tensor, adapter: Option<usize>, mode: Mode) -> Result<Tensor> {
+        let members: Vec<GroupMember> = self
+            .members
+            .iter()
+            .map(|member| GroupMember {
+                out_features: member.info.out_features,
+                update: adapter.and_then(|index| member.adapters.get(index)?.as_ref()).map(|weights| {
+                    LowRank {
+                        a: &weights.a,
+                        b: &weights.b,
+                        scaling: weights.scaling,
+                        dropout: weights.dropout,
+                        layer: member.layer,
+                    }
+                }),
+            })
+            .collect();
+        Ok(grouped_lora_linear(x, &self.weight, self.bias.as_ref(), &members, mode)?)
+    }
+
+    /// Output of the layer for packed sequences, each on the adapter that the layout names.
+    ///
+    /// # Shapes
+    /// - `x`: `[total_tokens, in_features]`; returns `[total_tokens, sum of out_features]`
+    ///
+    /// # Errors
+    /// As [`LoraLinear::forward`].
+    pub fn forward_packed(&self, x: &Tensor, layout: &SequenceLayout, mode: Mode) -> Result<Tensor> {
+        match layout.adapter_rows().as_slice() {
+            [] => self.forward(x, None, mode),
+            [(_, adapter)] => self.forward(x, *adapter, mode),
+            runs => {
+                let parts: Vec<Tensor> = runs
+                    .iter()
+                    .map(|(rows, adapter)| {
+                        self.forward(&x.f_narrow(0, rows.start, rows.end - rows.start)?, *adapter, mode)
+                    })
+                    .collect::<Result<_>>()?;
+                Ok(Tensor::f_cat(&parts, 0)?)
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 
-use crate::{Error, Message, Result, generation_tags, python_json, strftime};
+use crate::{Error, Message, Result, generation_tags, python_json, python_methods, strftime};
 
 /// Steps that a template may take before it is stopped. The templates in use need some hundreds per message.
 const FUEL: u64 = 50_000_000;
@@ -68,7 +68,7 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python_methods::install(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| now(SystemTime::now(), format));
         environment.add_filter("tojson", tojson);

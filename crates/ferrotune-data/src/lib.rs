@@ -10,6 +10,7 @@ mod order;
 mod pack;
 mod preflight;
 mod python_json;
+mod python_methods;
 mod source;
 mod strftime;
 mod tokenize;

@@ -87,7 +87,9 @@ fn long_lists_shrink_to_pefts_suffixes() {
         for target_modules in [TargetModules::AllLinear, TargetModules::Names(targets.clone())] {
             let config = LoraConfig { target_modules, ..LoraConfig::default() };
             let written = effective_target_modules(&config, &modules, &others).unwrap();
-            assert_eq!(written, TargetModules::Names(suffixes.clone()), "{targets:?}");
+            let TargetModules::Names(mut written) = written else { panic!("{written}") };
+            written.sort(); // a list that cannot shrink keeps the order of the model
+            assert_eq!(written, suffixes, "{targets:?}");
         }
     }
 }

@@ -1,8 +1,6 @@
 //! `adapter_config.json` to [`LoraConfig`] and back.
 
-use crate::config::{
-    Bias, InitLoraWeights, LoraConfig, NamesOrText, TargetModules, one_or_many, ordered_map,
-};
+use crate::config::{Bias, InitLoraWeights, LoraConfig, NamesOrText, one_or_many, ordered_map};
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -279,6 +277,7 @@ fn shown(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TargetModules;
 
     fn error(text: &str) -> String {
         LoraConfig::from_json(text).unwrap_err().to_string()

@@ -117,7 +117,10 @@ pub fn of_workspace(path: &Path, output: &Path) -> Result<()> {
 }
 
 /// Reads all files of all packages, on all cores.
-fn candidates(packages: &[Package], group: impl Fn(&Package, &str) -> String + Sync) -> Result<Vec<Candidate>> {
+fn candidates(
+    packages: &[Package],
+    group: impl Fn(&Package, &str) -> String + Sync,
+) -> Result<Vec<Candidate>> {
     let bar = progress::items(packages.len() as u64, "reading crates".into());
     let next = AtomicUsize::new(0);
     let work = || {
@@ -158,16 +161,25 @@ fn of_file(krate: &str, group: &str, name: &str, text: &str) -> Vec<Candidate> {
     item::forget_spans();
     let candidate = |item: item::Item| {
         let summary = summary::first_sentence(&item.docs)?;
-        let good = CODE_BYTES.contains(&item.code.len()) && item.code.is_ascii() && summary::is_good(&summary);
+        let good =
+            CODE_BYTES.contains(&item.code.len()) && item.code.is_ascii() && summary::is_good(&summary);
         let place = format!("{name}:{}", item.name);
-        good.then(|| Candidate { krate: krate.into(), group: group.into(), item: place, code: item.code, summary })
+        good.then(|| Candidate {
+            krate: krate.into(),
+            group: group.into(),
+            item: place,
+            code: item.code,
+            summary,
+        })
     };
     items.into_iter().filter_map(candidate).collect()
 }
 
 /// Takes candidates in the order of their hashes, without duplicates and at most `per_crate` of one crate.
 fn choose(mut candidates: Vec<Candidate>, limit: usize) -> DataSet {
-    candidates.sort_by_cached_key(|c| digest::of_bytes([&c.krate, &c.item, &c.code, &c.summary].map(String::as_str).join("\0").as_bytes()));
+    candidates.sort_by_cached_key(|c| {
+        digest::of_bytes([&c.krate, &c.item, &c.code, &c.summary].map(String::as_str).join("\0").as_bytes())
+    });
     let mut taken = duplicate::Taken::default();
     let mut per_crate = BTreeMap::<String, usize>::new();
     let mut lines = HashMap::<&str, Vec<String>>::new();
@@ -212,7 +224,8 @@ fn write(set: &DataSet, packages: &[Package], folder: &Path) -> Result<()> {
 }
 
 fn report(set: &DataSet, folder: &Path) {
-    let counts: Vec<String> = set.splits.iter().map(|(name, lines)| format!("{name} {}", lines.len())).collect();
+    let counts: Vec<String> =
+        set.splits.iter().map(|(name, lines)| format!("{name} {}", lines.len())).collect();
     let total: usize = set.per_crate.values().sum();
     println!("data: {total} examples of {} crates: {}", set.per_crate.len(), counts.join(", "));
     println!("data: in {}", folder.display());
@@ -224,7 +237,10 @@ fn digests_path() -> PathBuf {
 }
 
 fn digests(set: &DataSet) -> String {
-    set.splits.iter().map(|(name, lines)| format!("{}  {name}.jsonl\n", digest::of_bytes(contents(lines).as_bytes()))).collect()
+    set.splits
+        .iter()
+        .map(|(name, lines)| format!("{}  {name}.jsonl\n", digest::of_bytes(contents(lines).as_bytes())))
+        .collect()
 }
 
 /// Whether the folder already holds the files to expect.
@@ -242,9 +258,16 @@ mod tests {
     use super::*;
 
     fn candidate(krate: &str, index: usize) -> Candidate {
-        let names: Vec<String> = (0..30).map(|i| digest::of_bytes(format!("{krate}{index}{i}").as_bytes())[..6].into()).collect();
+        let names: Vec<String> =
+            (0..30).map(|i| digest::of_bytes(format!("{krate}{index}{i}").as_bytes())[..6].into()).collect();
         let marks = ["+", "-", "*", "/", "%", "&", "|"];
-        let body: String = names.iter().enumerate().map(|(i, name)| format!("x{name} {} ", marks[digest::number(&format!("{krate}{index}{i}")) as usize % 7])).collect();
+        let body: String = names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| {
+                format!("x{name} {} ", marks[digest::number(&format!("{krate}{index}{i}")) as usize % 7])
+            })
+            .collect();
         Candidate {
             krate: krate.into(),
             group: krate.into(),
@@ -285,7 +308,9 @@ mod tests {
     #[test]
     fn a_file_gives_good_items_only() {
         let body = "    let mut total = 0;\n    for value in values {\n        total += value * value;\n    }\n    if total > limit {\n        return limit;\n    }\n    total\n";
-        let long = format!("/// Sums the squares of the values, up to a limit.\nfn f(values: &[u64], limit: u64) -> u64 {{\n{body}}}\n");
+        let long = format!(
+            "/// Sums the squares of the values, up to a limit.\nfn f(values: &[u64], limit: u64) -> u64 {{\n{body}}}\n"
+        );
         assert_eq!(of_file("a", "a", "src/lib.rs", &long).len(), 1);
         assert!(of_file("a", "a", "src/lib.rs", &format!("// @generated\n{long}")).is_empty());
         assert!(of_file("a", "a", "src/lib.rs", &long.replace(body, "    0\n")).is_empty(), "too short");

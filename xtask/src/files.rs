@@ -16,7 +16,8 @@ impl Lock {
     pub fn acquire(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(format!("{name}.lock"));
         let context = || format!("cannot lock {}", path.display());
-        let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(context)?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).with_context(context)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

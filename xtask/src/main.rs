@@ -55,7 +55,9 @@ fn run(command: Command) -> Result<()> {
         Command::Data { output, path: Some(path), .. } => {
             data::of_workspace(&path, &output.unwrap_or_else(|| PathBuf::from(".")))
         }
-        Command::Data { output, path: None, record } => data::of_frozen_crates(output.as_deref(), record).map(|_| ()),
+        Command::Data { output, path: None, record } => {
+            data::of_frozen_crates(output.as_deref(), record).map(|_| ())
+        }
         Command::Demo => demo::run(),
     }
 }

@@ -37,7 +37,8 @@ pub fn output(command: &mut Command) -> Result<String> {
         let error = String::from_utf8_lossy(&output.stderr);
         bail!("`{}` failed ({}): {}", shown(command), output.status, error.trim());
     }
-    String::from_utf8(output.stdout).with_context(|| format!("`{}` printed something else than UTF-8", shown(command)))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("`{}` printed something else than UTF-8", shown(command)))
 }
 
 /// Runs a command on our own terminal, and keeps what it wrote to standard error, to tell why it failed.
@@ -70,9 +71,15 @@ mod tests {
 
     #[test]
     fn errors_are_kept() {
-        let (status, kept) = run_keeping_errors(Command::new("sh").args(["-c", "echo why >&2; exit 3"])).unwrap();
+        let (status, kept) =
+            run_keeping_errors(Command::new("sh").args(["-c", "echo why >&2; exit 3"])).unwrap();
         assert_eq!(status.code(), Some(3));
         assert_eq!(kept, "why\n");
-        assert!(output(Command::new("sh").args(["-c", "echo why >&2; exit 3"])).unwrap_err().to_string().contains("why"));
+        assert!(
+            output(Command::new("sh").args(["-c", "echo why >&2; exit 3"]))
+                .unwrap_err()
+                .to_string()
+                .contains("why")
+        );
     }
 }

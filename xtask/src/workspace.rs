@@ -19,7 +19,10 @@ pub fn root() -> PathBuf {
 pub fn cache() -> Result<PathBuf> {
     let folder = cache_path(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))?;
     std::fs::create_dir_all(&folder).with_context(|| {
-        format!("cannot make the cache folder {}; set XDG_CACHE_HOME to a folder you can write", folder.display())
+        format!(
+            "cannot make the cache folder {}; set XDG_CACHE_HOME to a folder you can write",
+            folder.display()
+        )
     })?;
     Ok(folder)
 }
@@ -27,8 +30,10 @@ pub fn cache() -> Result<PathBuf> {
 fn cache_path(xdg_cache_home: Option<OsString>, home: Option<OsString>) -> Result<PathBuf> {
     // The XDG rules: a relative or empty path is to be ignored.
     let folder = xdg_cache_home.map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = folder.or_else(|| home.filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".cache")));
-    let folder = folder.context("neither XDG_CACHE_HOME (an absolute path) nor HOME is set: set one of them")?;
+    let folder = folder
+        .or_else(|| home.filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".cache")));
+    let folder =
+        folder.context("neither XDG_CACHE_HOME (an absolute path) nor HOME is set: set one of them")?;
     ensure!(folder.is_absolute(), "HOME is not an absolute path: {}", folder.display());
     Ok(folder.join("ferrotune"))
 }
@@ -39,7 +44,10 @@ pub fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     command.args(arguments).current_dir(root());
     // What `cargo run` set for this program is about this package and must not leak into the next cargo.
     for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
             command.env_remove(name);
         }
     }
@@ -52,7 +60,8 @@ mod tests {
 
     #[test]
     fn the_cache_is_where_xdg_says() {
-        let path = |xdg: Option<&str>, home: Option<&str>| cache_path(xdg.map(Into::into), home.map(Into::into));
+        let path =
+            |xdg: Option<&str>, home: Option<&str>| cache_path(xdg.map(Into::into), home.map(Into::into));
         assert_eq!(path(Some("/x"), Some("/home/a")).unwrap(), Path::new("/x/ferrotune"));
         assert_eq!(path(None, Some("/home/a")).unwrap(), Path::new("/home/a/.cache/ferrotune"));
         assert_eq!(path(Some(""), Some("/home/a")).unwrap(), Path::new("/home/a/.cache/ferrotune"));

@@ -78,7 +78,8 @@ fn tokens(code: &str) -> Vec<&str> {
     let mut tokens = Vec::new();
     let mut rest = code.trim_start();
     while let Some(first) = rest.chars().next() {
-        let length = if is_word(first) { rest.find(|c| !is_word(c)).unwrap_or(rest.len()) } else { first.len_utf8() };
+        let length =
+            if is_word(first) { rest.find(|c| !is_word(c)).unwrap_or(rest.len()) } else { first.len_utf8() };
         let (token, after) = rest.split_at(length);
         tokens.push(token);
         rest = after.trim_start();
@@ -88,14 +89,23 @@ fn tokens(code: &str) -> Vec<&str> {
 
 /// The code with every name and number replaced by one letter: what the members of a family made by copying share.
 fn shape(tokens: &[&str]) -> String {
-    tokens.iter().map(|token| if token.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') { "a" } else { token }).collect()
+    tokens
+        .iter()
+        .map(
+            |token| {
+                if token.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') { "a" } else { token }
+            },
+        )
+        .collect()
 }
 
 fn shingles(tokens: &[&str]) -> HashSet<u64> {
     let hash = |tokens: &[&str]| {
         // FNV-1a: the standard hasher may change between releases of Rust.
         let bytes = tokens.iter().flat_map(|token| token.bytes().chain([0]));
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        })
     };
     if tokens.len() < SHINGLE {
         return HashSet::from([hash(tokens)]);
@@ -108,7 +118,8 @@ mod tests {
     use super::*;
 
     const CODE: &str = "pub fn push(&mut self, value: T) -> usize {\n    self.items.push(value);\n    self.count += 1;\n    self.items.len()\n}";
-    const OTHER: &str = "fn area(width: f64, height: f64) -> f64 { if width < 0.0 { return 0.0; } width * height }";
+    const OTHER: &str =
+        "fn area(width: f64, height: f64) -> f64 { if width < 0.0 { return 0.0; } width * height }";
 
     fn second(first: (&str, &str), second: (&str, &str)) -> bool {
         let mut taken = Taken::default();
@@ -144,7 +155,8 @@ mod tests {
             OTHER,
             "struct Point { x: f32, y: f32, z: f32, w: Option<Box<Point>>, name: String, id: [u8; 16] }",
         ];
-        let taken: Vec<bool> = (0..3).map(|i| taken.take(codes[i], &format!("Reads a `u{i}` from part {i}."))).collect();
+        let taken: Vec<bool> =
+            (0..3).map(|i| taken.take(codes[i], &format!("Reads a `u{i}` from part {i}."))).collect();
         assert_eq!(taken, [true, true, false]);
     }
 

@@ -115,7 +115,9 @@ impl<'ast> Visit<'ast> for Items<'_> {
             syn::Type::Path(path) => path.path.segments.last().map(|segment| segment.ident.to_string()),
             _ => None,
         };
-        self.within(name.unwrap_or_else(|| "_".into()), &item.attrs, |items| visit::visit_item_impl(items, item));
+        self.within(name.unwrap_or_else(|| "_".into()), &item.attrs, |items| {
+            visit::visit_item_impl(items, item)
+        });
     }
 
     fn visit_item_trait(&mut self, item: &'ast syn::ItemTrait) {
@@ -218,7 +220,8 @@ fn mentions(attribute: &Attribute, name: &str, word: &str) -> bool {
 /// `#[test]` and the like, `#[bench]`, `#[cfg(test)]`.
 fn is_test(attribute: &Attribute) -> bool {
     let last = attribute.path().segments.last();
-    last.is_some_and(|segment| segment.ident == "test" || segment.ident == "bench") || mentions(attribute, "cfg", "test")
+    last.is_some_and(|segment| segment.ident == "test" || segment.ident == "bench")
+        || mentions(attribute, "cfg", "test")
 }
 
 /// `#[doc(hidden)]`, `#[deprecated]`.
@@ -254,10 +257,17 @@ mod tests {
 
     #[test]
     fn docs_of_fields_and_variants_go_too() {
-        let item = one("/** A pair.\n *\n * Of two. */\n#[derive(Debug)]\nstruct Pair {\n    /// First.\n    a: u8,\n    b: u8, /// Trailing\n    c: u8,\n}\n");
-        assert_eq!(item.code, "#[derive(Debug)]\nstruct Pair {\n    a: u8,\n    b: u8, \n    c: u8,\n}".replace(", \n", ",\n"));
+        let item = one(
+            "/** A pair.\n *\n * Of two. */\n#[derive(Debug)]\nstruct Pair {\n    /// First.\n    a: u8,\n    b: u8, /// Trailing\n    c: u8,\n}\n",
+        );
+        assert_eq!(
+            item.code,
+            "#[derive(Debug)]\nstruct Pair {\n    a: u8,\n    b: u8, \n    c: u8,\n}".replace(", \n", ",\n")
+        );
         assert_eq!(item.docs.lines().next(), Some("A pair."));
-        let item = one("/// Kind.\n#[cfg_attr(docsrs, doc(cfg(feature = \"x\")))]\nenum Kind {\n    /// One.\n    A,\n}");
+        let item = one(
+            "/// Kind.\n#[cfg_attr(docsrs, doc(cfg(feature = \"x\")))]\nenum Kind {\n    /// One.\n    A,\n}",
+        );
         assert_eq!(item.code, "enum Kind {\n    A,\n}");
     }
 

@@ -5,20 +5,51 @@ const WORDS: std::ops::RangeInclusive<usize> = 4..=18;
 
 /// After these a full stop ends no sentence.
 const ABBREVIATIONS: [&str; 16] = [
-    "e.g.", "i.e.", "eg.", "ie.", "etc.", "vs.", "cf.", "approx.", "incl.", "resp.", "no.", "fig.", "sec.", "ca.",
-    "et.", "al.",
+    "e.g.", "i.e.", "eg.", "ie.", "etc.", "vs.", "cf.", "approx.", "incl.", "resp.", "no.", "fig.", "sec.",
+    "ca.", "et.", "al.",
 ];
 
 /// Words of someone who has not written the documentation yet, or who points elsewhere.
 const PLACEHOLDERS: [&str; 14] = [
-    "todo", "fixme", "xxx", "tbd", "wip", "???", "placeholder", "undocumented", "missing docs", "no docs",
-    "not documented", "lorem ipsum", "see also", "see the",
+    "todo",
+    "fixme",
+    "xxx",
+    "tbd",
+    "wip",
+    "???",
+    "placeholder",
+    "undocumented",
+    "missing docs",
+    "no docs",
+    "not documented",
+    "lorem ipsum",
+    "see also",
+    "see the",
 ];
 
 /// A summary that starts so tells what else to read, not what the item is.
-const EMPTY_STARTS: [&str; 15] = [
-    "see ", "same as", "same, but", "like ", "similar to", "refer to", "please", "note", "warning", "deprecated",
-    "internal", "private", "for internal", "helper", "alias",
+const EMPTY_STARTS: [&str; 21] = [
+    "see ",
+    "same as",
+    "the same as",
+    "same, but",
+    "like ",
+    "similar to",
+    "refer to",
+    "please",
+    "note",
+    "warning",
+    "safety",
+    "deprecated",
+    "internal",
+    "private",
+    "for internal",
+    "helper",
+    "alias",
+    "this is",
+    "this duplicates",
+    "added in",
+    "many different",
 ];
 
 /// The first sentence of the first paragraph, on one line. `None` if the comment opens with something else than prose.
@@ -54,7 +85,8 @@ fn opens_a_block(line: &str) -> bool {
         let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
         number.len() < line.len() && (number.starts_with(". ") || number.starts_with(") "))
     };
-    ["#", "```", "~~~", "- ", "* ", "+ ", "|", ">", "---", "==="].iter().any(|mark| line.starts_with(mark)) || list(line)
+    ["#", "```", "~~~", "- ", "* ", "+ ", "|", ">", "---", "==="].iter().any(|mark| line.starts_with(mark))
+        || list(line)
 }
 
 fn ends_sentence(word: &str, next: Option<&str>) -> bool {
@@ -87,7 +119,8 @@ pub fn is_good(summary: &str) -> bool {
     let lower = prose.to_ascii_lowercase();
     let count = |c| prose.matches(c).count();
     let words = summary.split_whitespace().count();
-    let spoken = prose.split_whitespace().filter(|word| word.bytes().any(|b| b.is_ascii_alphabetic())).count();
+    let spoken =
+        prose.split_whitespace().filter(|word| word.bytes().any(|b| b.is_ascii_alphabetic())).count();
     WORDS.contains(&words)
         && spoken >= 3
         && summary.is_ascii()
@@ -119,7 +152,10 @@ mod tests {
     fn the_first_sentence_ends_where_a_reader_would_end_it() {
         assert_eq!(first("Adds two\nnumbers. Then more."), "Adds two numbers.");
         assert_eq!(first("\n\n  Adds numbers\n\nMore."), "Adds numbers");
-        assert_eq!(first("Takes a path, e.g. `a.b`, i.e. The one. Next."), "Takes a path, e.g. `a.b`, i.e. The one.");
+        assert_eq!(
+            first("Takes a path, e.g. `a.b`, i.e. The one. Next."),
+            "Takes a path, e.g. `a.b`, i.e. The one."
+        );
         assert_eq!(first("Calls `foo. Bar` once. Next."), "Calls `foo. Bar` once.");
         assert_eq!(first("Is version 1.2 of x. Next"), "Is version 1.2 of x.");
         assert_eq!(first("Returns it (the last one.) Next."), "Returns it (the last one.)");
@@ -131,7 +167,9 @@ mod tests {
 
     #[test]
     fn a_comment_without_prose_has_no_sentence() {
-        for docs in ["", "# Safety\nFine.", "```\ncode\n```", "- one\n- two", "1. one", "| a | b |", "> quoted"] {
+        for docs in
+            ["", "# Safety\nFine.", "```\ncode\n```", "- one\n- two", "1. one", "| a | b |", "> quoted"]
+        {
             assert_eq!(first_sentence(docs), None, "{docs}");
         }
     }

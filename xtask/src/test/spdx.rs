@@ -26,8 +26,10 @@ const PERMISSIVE: [&str; 17] = [
 /// Whether one may choose only permissive licences under the expression. No expression, or one that cannot be read,
 /// permits nothing.
 pub fn is_permissive(expression: &str) -> bool {
-    evaluate(expression, &|licence| PERMISSIVE.iter().any(|permissive| permissive.eq_ignore_ascii_case(licence)))
-        .unwrap_or(false)
+    evaluate(expression, &|licence| {
+        PERMISSIVE.iter().any(|permissive| permissive.eq_ignore_ascii_case(licence))
+    })
+    .unwrap_or(false)
 }
 
 /// The value of the expression when `allowed` says the value of each licence.

@@ -1,5 +1,7 @@
 //! Damaged, foreign and hostile adapter directories: each is refused with what is wrong, and none crashes.
 
+#![allow(clippy::unwrap_used)] // the allowance for tests does not reach their helpers
+
 use ferrotune_lora::peft::{Half, parse_key, tensor_key};
 use ferrotune_lora::{Error, LoraConfig, TargetModules, load_adapter, matches, save_adapter};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Module matching against PEFT's own decisions (`fixtures/matching/make.py`).
 
+#![allow(clippy::unwrap_used)] // the allowance for tests does not reach their helpers
+
 use ferrotune_lora::{LoraConfig, ModuleInfo, TargetModules, effective_target_modules, matches};
 use serde::Deserialize;
 use serde_json::Value;

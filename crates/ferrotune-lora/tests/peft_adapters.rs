@@ -1,6 +1,8 @@
 //! Adapter directories that Python PEFT wrote (`fixtures/peft_adapters/make.py`): read, compared with what PEFT itself makes of them, and
 //! written again.
 
+#![allow(clippy::unwrap_used)] // the allowance for tests does not reach their helpers
+
 use ferrotune_lora::peft::{Half, tensor_key};
 use ferrotune_lora::{
     AdapterFile, LoraConfig, ModuleInfo, TargetModules, effective_target_modules, load_adapter, save_adapter,

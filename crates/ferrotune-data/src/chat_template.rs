@@ -9,8 +9,9 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::{Error, Message, Result, generation_tags, python_json, python_methods, strftime};
 
-/// Steps that a template may take before it is stopped. The templates in use need some hundreds per message.
-const FUEL: u64 = 50_000_000;
+/// Steps that a template may take before it is stopped; it also pays one for 64 bytes of text that it makes, so this bounds
+/// the memory (320 MiB) as well. The templates in use need some hundreds per message.
+const FUEL: u64 = 5_000_000;
 
 /// The name under which the template is compiled.
 const NAME: &str = "chat_template";

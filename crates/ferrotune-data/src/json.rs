@@ -4,6 +4,7 @@
 //! wrong, so this crate reads its lines itself.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 /// Objects and arrays nested deeper than this are refused.
 const MAX_DEPTH: usize = 64;
@@ -102,6 +103,9 @@ impl<'a> Parser<'a> {
         match self.text[self.at..].chars().next() {
             None => "the end of the line".to_string(),
             Some(c) if c.is_control() => format!("the control character U+{:04X}", c as u32),
+            Some(c) if c.is_whitespace() || c == '\u{feff}' => {
+                format!("the invisible character U+{:04X}", c as u32)
+            }
             Some(c) => format!("`{c}`"),
         }
     }
@@ -149,6 +153,7 @@ impl<'a> Parser<'a> {
     fn object(&mut self, depth: usize) -> Result<Json<'a>, Problem> {
         self.at += 1;
         let mut fields: Vec<(Cow<'a, str>, Node<'a>)> = Vec::new();
+        let mut seen = HashSet::new();
         self.skip_space();
         if self.peek() == Some(b'}') {
             self.at += 1;
@@ -161,7 +166,7 @@ impl<'a> Parser<'a> {
             }
             let at = self.at;
             let key = self.string()?;
-            if fields.iter().any(|(other, _)| *other == key) {
+            if !seen.insert(key.clone()) {
                 let found = format!("the field `{}` a second time", shorten(&key));
                 return Err(Problem::new(at, "every field at most once", found));
             }

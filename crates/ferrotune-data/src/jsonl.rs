@@ -10,7 +10,7 @@ use crate::json::{self, Node, Problem};
 use crate::{Error, Result, Source};
 
 /// A line longer than this is refused, so that a file that is no JSONL cannot fill the memory.
-pub const MAX_LINE_BYTES: usize = 64 << 20;
+pub const MAX_LINE_BYTES: usize = 16 << 20;
 
 /// Reads a JSONL file into values, each with its line; `limit` takes the first `n`.
 ///

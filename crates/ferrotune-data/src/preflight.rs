@@ -181,5 +181,6 @@ fn listed(sources: &[Source]) -> String {
     }
     let named: Vec<String> = sources.iter().take(MAX_LISTED).map(Source::to_string).collect();
     let more = if sources.len() > named.len() { ", ..." } else { "" };
-    format!("{} rows: {}{more}", sources.len(), named.join(", "))
+    let rows = if sources.len() == 1 { "row" } else { "rows" };
+    format!("{} {rows}: {}{more}", sources.len(), named.join(", "))
 }

@@ -16,6 +16,10 @@ pub(crate) fn install(environment: &mut Environment<'_>) {
     environment.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
     });
+    environment.add_test("iterable", |value: &Value| {
+        use ValueKind::{Iterable, Map, Seq, String};
+        value.is_undefined() || matches!(value.kind(), Seq | Map | String | Iterable)
+    });
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 

@@ -59,7 +59,7 @@ pub fn tokenize(example: &Example, tokenizer: &TextTokenizer, max_length: usize)
     Ok(Tokenized { input_ids, labels, source: example.source.clone() })
 }
 
-/// Turns all examples into token ids and labels, in order, and reports all bad ones at once.
+/// Turns all examples into token ids and labels, in order, and reports all bad ones at once. Works on all cores.
 ///
 /// # Errors
 /// [`Error::BadExamples`] with the first 20 problems (see [`tokenize`]) and their number.
@@ -69,8 +69,8 @@ pub fn tokenize_all(
     max_length: usize,
 ) -> Result<Vec<Tokenized>> {
     let (mut rows, mut problems, mut total) = (Vec::with_capacity(examples.len()), Vec::new(), 0);
-    for example in examples {
-        match tokenize(example, tokenizer, max_length) {
+    for result in in_parallel(examples, |example| tokenize(example, tokenizer, max_length)) {
+        match result {
             Ok(row) => rows.push(row),
             // Not the fault of an example: the same for every one.
             Err(Error::Example { cause, .. }) if matches!(*cause, Error::NoChatTemplate { .. }) => {
@@ -85,6 +85,23 @@ pub fn tokenize_all(
         }
     }
     if total > 0 { Err(Error::BadExamples { problems, total }) } else { Ok(rows) }
+}
+
+/// The results of `work`, in the order of the items.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let chunk = items.len().div_ceil(threads).max(64);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = items
+            .chunks(chunk)
+            .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<R>>()))
+            .collect();
+        let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<R>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().flat_map(join).collect()
+    })
 }
 
 /// Token ids of prompt and completion, and how many of them the prompt alone shares.

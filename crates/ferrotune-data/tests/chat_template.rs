@@ -1,5 +1,7 @@
 //! Small templates against what transformers renders, and templates that must not be rendered.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
 use ferrotune_data::{ChatTemplate, Error, Message};
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -1,5 +1,7 @@
 //! Rendered prompts, token ids, labels and decoded text against transformers and TRL, on three kinds of tokenizer.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
 use std::path::{Path, PathBuf};
 
 use ferrotune_data::{

@@ -50,26 +50,36 @@ pub(super) fn pipeline(vocabulary: &Vocabulary<'_>, special: &mut SpecialTokens)
 /// The merges that a scored vocabulary stands for.
 ///
 /// SentencePiece joins, again and again, the neighbours whose joint token has the highest score. So every way to cut a token into
-/// two tokens is a merge, ordered by the score of the token.
+/// two tokens is a merge, ordered by the score of the token; among equals the longer left part comes first, then the longer right
+/// part, as in the conversion of transformers.
 fn merges(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Vec<[String; 2]> {
-    let mut ranked: Vec<(f32, usize, [String; 2])> = Vec::new();
-    for (id, token) in vocabulary.tokens.iter().enumerate() {
-        if vocabulary.kinds[id] != TokenKind::Normal {
+    struct Merge<'a> {
+        score: f32,
+        left: &'a str,
+        right: &'a str,
+    }
+    let mut merges = Vec::new();
+    for ((token, kind), &score) in vocabulary.tokens.iter().zip(&vocabulary.kinds).zip(scores) {
+        // The text of a control token or of a byte is never made of other tokens.
+        if *kind != TokenKind::Normal {
             continue;
         }
-        let mut cuts: Vec<(usize, usize, [String; 2])> = token
+        let mut cuts: Vec<_> = token
             .char_indices()
             .skip(1)
-            .filter_map(|(at, _)| {
-                let (left, right) = token.split_at(at);
-                let ids = (*vocabulary.ids.get(left)?, *vocabulary.ids.get(right)?);
-                Some((ids.0, ids.1, [left.to_owned(), right.to_owned()]))
+            .map(|(at, _)| token.split_at(at))
+            .filter_map(|(left, right)| {
+                Some((vocabulary.ids.get(left)?, vocabulary.ids.get(right)?, Merge { score, left, right }))
             })
             .collect();
-        cuts.sort();
-        ranked.extend(cuts.into_iter().map(|(_, _, pair)| (scores[id], id, pair)));
+        cuts.sort_by_key(|(left, right, _)| (*left, *right));
+        merges.extend(cuts.into_iter().map(|(_, _, merge)| merge));
     }
-    // Stable: equal scores keep the order of the vocabulary.
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    ranked.into_iter().map(|(_, _, pair)| pair).collect()
+    let length = |text: &str| text.chars().count();
+    merges.sort_by(|a, b| {
+        b.score
+            .total_cmp(&a.score)
+            .then_with(|| (length(b.left), length(b.right)).cmp(&(length(a.left), length(a.right))))
+    });
+    merges.into_iter().map(|merge| [merge.left.to_owned(), merge.right.to_owned()]).collect()
 }

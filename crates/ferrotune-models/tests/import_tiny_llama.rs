@@ -226,6 +226,13 @@ fn vocabularies_are_checked() {
         |file| file.set_strs("tokenizer.ggml.tokens", &["<|end|>", "a", "b", "c", "ab", "abc", "x"]),
         "one entry for each of 7 tokens",
     );
+    refused(
+        |file| {
+            file.set_strs("tokenizer.ggml.tokens", &["<|end|>", "a", "b", "c", "ab", "abc", "x"]);
+            file.remove("tokenizer.ggml.token_type");
+        },
+        "expected at most 6 tokens, for `token_embd.weight` has no more rows, found 7",
+    );
 }
 
 #[test]

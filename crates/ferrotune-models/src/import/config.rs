@@ -52,7 +52,6 @@ pub(super) struct ModelConfig {
     rope_theta: f64,
     rope_scaling: Option<RopeScaling>,
     sliding_window: Option<usize>,
-    pub(super) warnings: Vec<String>,
 }
 
 impl ModelConfig {
@@ -91,7 +90,6 @@ impl ModelConfig {
             sliding_window: fields
                 .optional_usize("llama.attention.sliding_window")?
                 .filter(|&window| window > 0),
-            warnings: Vec::new(),
         })
     }
 

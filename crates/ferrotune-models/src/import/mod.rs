@@ -105,8 +105,10 @@ fn import_open_file(
     let config = config::ModelConfig::from_gguf(file)?;
     let plan = weights::WeightPlan::new(file, &config)?;
     let tokenizer = tokenizer::TokenizerFiles::from_gguf(file, config.max_position_embeddings)?;
-    let mut warnings = config.warnings.clone();
-    warnings.extend(tokenizer.warnings.iter().cloned());
+    if tokenizer.vocabulary > plan.vocab_size {
+        let expected = format!("at most {} tokens, for `token_embd.weight` has no more rows", plan.vocab_size);
+        return Err(fields::Fields(file).invalid("tokenizer.ggml.tokens", expected, tokenizer.vocabulary));
+    }
     let mut summary = ImportSummary {
         directory: output_dir.to_owned(),
         imported: false,
@@ -115,7 +117,7 @@ fn import_open_file(
         tensors: plan.tensors(),
         parameters: plan.parameters(),
         vocabulary: tokenizer.vocabulary,
-        warnings,
+        warnings: tokenizer.warnings.clone(),
     };
     match directory::inspect(output_dir, &summary.source_sha256)? {
         Finished::Absent => {}

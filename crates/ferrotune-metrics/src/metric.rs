@@ -81,22 +81,6 @@ impl Metric {
             Self::Chrf => "chrf",
         }
     }
-
-    /// `N` of a ROUGE-N.
-    const fn ngram_order(self) -> Option<NonZeroUsize> {
-        NonZeroUsize::new(match self {
-            Self::Rouge1 => 1,
-            Self::Rouge2 => 2,
-            Self::Rouge3 => 3,
-            Self::Rouge4 => 4,
-            Self::Rouge5 => 5,
-            Self::Rouge6 => 6,
-            Self::Rouge7 => 7,
-            Self::Rouge8 => 8,
-            Self::Rouge9 => 9,
-            Self::RougeL | Self::RougeLsum | Self::Bleu | Self::Chrf => 0,
-        })
-    }
 }
 
 impl fmt::Display for Metric {
@@ -118,8 +102,8 @@ impl FromStr for Metric {
 ///
 /// The ROUGE values are plain means of the F-measures of the pairs. (The `mid` of rouge-score's own aggregator, which other
 /// tools report, is the median of randomly resampled means, and changes from run to run.) BLEU and chrF are computed from
-/// counts summed over the pairs. `low` and `high` bound the 95 %
-/// interval of [`Bootstrap::default`], and are the same in every run.
+/// counts summed over the pairs. `low` and `high` bound the 95 % interval of [`Bootstrap::default`], and are the same in
+/// every run.
 ///
 /// # Errors
 /// [`Error::NoExamples`] if there are no pairs.
@@ -161,13 +145,24 @@ impl<'a, R: AsRef<str>, P: AsRef<str>> Evaluator<'a, R, P> {
     }
 
     fn evaluate(&self, metric: Metric) -> Result<Estimate> {
+        let ngrams = |order: usize| {
+            let order = NonZeroUsize::MIN.saturating_add(order - 1);
+            self.mean_fmeasure(|pair| pair.rouge_n(order))
+        };
         match metric {
+            Metric::Rouge1 => ngrams(1),
+            Metric::Rouge2 => ngrams(2),
+            Metric::Rouge3 => ngrams(3),
+            Metric::Rouge4 => ngrams(4),
+            Metric::Rouge5 => ngrams(5),
+            Metric::Rouge6 => ngrams(6),
+            Metric::Rouge7 => ngrams(7),
+            Metric::Rouge8 => ngrams(8),
+            Metric::Rouge9 => ngrams(9),
             Metric::RougeL => self.mean_fmeasure(TextPair::rouge_l),
             Metric::RougeLsum => self.mean_fmeasure(TextPair::rouge_lsum),
             Metric::Bleu => self.corpus_score(bleu::statistics, bleu::score),
             Metric::Chrf => self.corpus_score(chrf::statistics, chrf::score),
-            _ => self
-                .mean_fmeasure(|pair| metric.ngram_order().map_or_else(Score::default, |n| pair.rouge_n(n))),
         }
     }
 

@@ -244,6 +244,11 @@ mod tests {
     }
 
     #[test]
+    fn the_kind_of_line_end_does_not_move_the_column() {
+        assert_eq!(faults(b"{\"a\": 1\r\n"), faults(b"{\"a\": 1\n"));
+    }
+
+    #[test]
     fn the_message_shows_twenty_lines_and_counts_the_rest() {
         let message = read(&b"1\n".repeat(33), "prediction").unwrap_err().to_string();
         assert_eq!(message.lines().filter(|line| line.contains("found a number")).count(), 20);

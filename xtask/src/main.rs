@@ -31,7 +31,10 @@ enum Command {
     /// Provide libtorch and the demo model, once, in the cache
     Setup,
     /// Run everything that CI runs, the cheapest first
-    Test,
+    Test {
+        /// Only these steps (format, graph, licences, pure, setup, clippy, model, test, doc)
+        steps: Vec<String>,
+    },
     /// Build the instruction data from crate sources
     Data {
         /// Folder for the JSONL files [default: .data/rustdoc-summaries, in the cache]
@@ -51,7 +54,7 @@ enum Command {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Setup => setup::run().map(|_| ()),
-        Command::Test => test::run(),
+        Command::Test { steps } => test::run(&steps),
         Command::Data { output, path: Some(path), .. } => {
             data::of_workspace(&path, &output.unwrap_or_else(|| PathBuf::from(".")))
         }

@@ -124,7 +124,7 @@ pub fn is_good(summary: &str) -> bool {
     WORDS.contains(&words)
         && spoken >= 3
         && summary.is_ascii()
-        && summary.matches('`').count() % 2 == 0
+        && summary.matches('`').count().is_multiple_of(2)
         && !summary.contains("``")
         && summary.starts_with(|c: char| c.is_ascii_alphabetic() || c == '`')
         // Links, references, HTML, formulas.
@@ -133,7 +133,7 @@ pub fn is_good(summary: &str) -> bool {
         && !lower.contains("www.")
         && !lower.contains("rfc")
         && count('(') == count(')')
-        && count('"') % 2 == 0
+        && count('"').is_multiple_of(2)
         && count('*') == 0
         && !summary.ends_with([':', ',', ';', '-', '(', '?'])
         && !PLACEHOLDERS.iter().any(|word| lower.contains(word))

@@ -143,11 +143,10 @@ fn check_version(found: &str, what: &str) -> Result<()> {
 
 /// A folder of the user's must have the libraries, the headers, and where it says so the right version.
 fn check_folder(folder: &Path) -> Result<()> {
-    let library = ["lib/libtorch_cpu.so", "lib/libtorch_cpu.dylib"];
-    let is_there = |path: &&str| folder.join(path).exists();
+    let libraries = ["lib/libtorch_cpu.so", "lib/libtorch_cpu.dylib"];
     for (what, there) in [
-        ("lib/libtorch_cpu.so", library.iter().any(|path| is_there(&path))),
-        ("include/torch", is_there(&"include/torch") || env::var_os("LIBTORCH_INCLUDE").is_some()),
+        (libraries[0], libraries.iter().any(|path| folder.join(path).exists())),
+        ("include/torch", folder.join("include/torch").exists() || env::var_os("LIBTORCH_INCLUDE").is_some()),
     ] {
         ensure!(
             there,

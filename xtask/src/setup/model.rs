@@ -54,24 +54,22 @@ impl Model {
         self.folder.join("hf")
     }
 
-    /// Makes the Hugging Face directory unless it is there, by the `import` example built in the given profile.
-    pub fn import(&self, profile: &'static str) -> Result<()> {
+    /// Makes the Hugging Face directory, by the `import` example built in the given profile. The example leaves a
+    /// finished import of the same file alone; one by an older importer is made again.
+    pub fn import(&self, profile: &str) -> Result<()> {
+        const EXAMPLE: [&str; 4] = ["--package", "ferrotune-examples", "--example", "import"];
+        process::run(workspace::cargo(["build", "--quiet", "--profile", profile]).args(EXAMPLE))?;
         let _lock = files::Lock::acquire(&self.folder, "import")?;
         let directory = self.directory();
-        if directory.join("model.safetensors").is_file() && directory.join("config.json").is_file() {
-            return Ok(());
+        let mut command = workspace::cargo(["run", "--quiet", "--profile", profile]);
+        command.args(EXAMPLE).arg("--").arg("--gguf").arg(self.gguf()).arg("--output").arg(&directory);
+        if directory.exists() {
+            if process::run(&mut command).is_ok() {
+                return Ok(());
+            }
+            println!("setup: making {} again", directory.display());
+            files::remove(&directory)?;
         }
-        files::make_folder(&directory, |partial| {
-            // The example makes its folder itself, and may want it absent.
-            fs::remove_dir(partial)?;
-            let mut command =
-                workspace::cargo(["run", "--profile", profile, "--package", "ferrotune-examples"]);
-            command
-                .args(["--example", "import", "--", "--gguf"])
-                .arg(self.gguf())
-                .arg("--output")
-                .arg(partial);
-            process::run(&mut command)
-        })
+        process::run(&mut command)
     }
 }

@@ -106,7 +106,8 @@ fn import_open_file(
     let plan = weights::WeightPlan::new(file, &config)?;
     let tokenizer = tokenizer::TokenizerFiles::from_gguf(file, config.max_position_embeddings)?;
     if tokenizer.vocabulary > plan.vocab_size {
-        let expected = format!("at most {} tokens, for `token_embd.weight` has no more rows", plan.vocab_size);
+        let expected =
+            format!("at most {} tokens, for `token_embd.weight` has no more rows", plan.vocab_size);
         return Err(fields::Fields(file).invalid("tokenizer.ggml.tokens", expected, tokenizer.vocabulary));
     }
     let mut summary = ImportSummary {

@@ -117,7 +117,7 @@ pub enum Error {
         elements: usize,
     },
     /// The directory that an import should make exists and is something else.
-    #[error("{} exists and {reason}; choose another output directory or delete this one", path.display())]
+    #[error("{} exists and {reason}; choose another output directory, or remove this one if nothing in it is needed", path.display())]
     ImportTargetExists {
         /// The output directory.
         path: PathBuf,
@@ -140,12 +140,143 @@ pub enum Error {
         /// The reason given by the JSON library.
         source: serde_json::Error,
     },
+    /// `config.json` is not JSON.
+    #[error("line {line}, column {column}: expected a JSON object: {reason}")]
+    ConfigMalformed {
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1.
+        column: usize,
+        /// The parser's reason.
+        reason: String,
+    },
+    /// A field of a model's configuration asks for something that this crate does not compute.
+    #[error("`{key}` = {found} is not supported: {reason}; choose a Llama or Mistral model without it")]
+    ConfigUnsupported {
+        /// The field.
+        key: String,
+        /// Its value.
+        found: String,
+        /// Why it is refused.
+        reason: String,
+    },
+    /// A field of a model's configuration has a value that it cannot have.
+    #[error("`{key}` is {found}, expected {expected}")]
+    ConfigInvalid {
+        /// The field.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What it can be.
+        expected: String,
+    },
+    /// An error in the contents of a file.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: Box<Error>,
+    },
+    /// A directory has no weights.
+    #[error(
+        "{} has neither model.safetensors nor model.safetensors.index.json; give a Hugging Face model directory with safetensors weights",
+        path.display()
+    )]
+    NoWeights {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of weights is damaged.
+    #[error("{}: {reason}", path.display())]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor that the configuration asks for is not there.
+    #[error("{}: tensor `{tensor}` is missing: config.json and weights do not belong together, or the download is not whole", path.display())]
+    TensorMissing {
+        /// The directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// Tensors that the configuration does not ask for.
+    #[error(
+        "{}: {count} tensor(s) have no place in the model that config.json describes, `{first}` first: config.json and weights do not belong together",
+        path.display()
+    )]
+    TensorsUnexpected {
+        /// The directory.
+        path: PathBuf,
+        /// Their number.
+        count: usize,
+        /// The first.
+        first: String,
+    },
+    /// A tensor has another shape than the configuration implies.
+    #[error("{}: tensor `{tensor}` has shape {found:?}, config.json asks for {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that follows from the configuration.
+        expected: Vec<i64>,
+        /// The shape in the file.
+        found: Vec<i64>,
+    },
+    /// A tensor has a dtype that weights cannot have here.
+    #[error("{}: tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16", path.display())]
+    TensorDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        found: String,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error(
+        "token id {id} is outside the vocabulary of {vocab_size} tokens: the tokenizer is not this model's"
+    )]
+    TokenOutOfRange {
+        /// The id.
+        id: i64,
+        /// Rows of the embedding.
+        vocab_size: i64,
+    },
+    /// Inputs that do not fit each other.
+    #[error("{what}: found {found}, expected {expected}")]
+    Inputs {
+        /// What does not fit.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A LoRA layer could not be made or run.
+    #[error(transparent)]
+    Lora(#[from] ferrotune_lora::Error),
+    /// A fused function could not run.
+    #[error(transparent)]
+    Kernel(#[from] ferrotune_kernels::Error),
+    /// libtorch failed, out of memory included.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
 }
 
 /// Result with the error type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
+        Self::InFile { path: path.into(), source: Box::new(self) }
+    }
+
     /// A closure for `map_err` on operations of the file system.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

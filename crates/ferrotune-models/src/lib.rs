@@ -1,8 +1,17 @@
 //! Llama and Mistral decoders on libtorch: Hugging Face checkpoints, GGUF import, loss and generation.
 
+mod checkpoint;
+mod config;
+mod decoder;
 mod error;
+mod generate;
 pub mod gguf;
 pub mod import;
 mod mapped_file;
+mod rope;
 
+pub use checkpoint::Checkpoint;
+pub use config::{Family, ModelConfig, RopeScaling};
+pub use decoder::{CausalLm, PackedInputs};
 pub use error::{Error, Result};
+pub use generate::{Generated, GenerationConfig, generate};

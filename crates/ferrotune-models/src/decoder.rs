@@ -1,0 +1,419 @@
+//! The decoder: embedding, layers, norm, head.
+
+use crate::{
+    checkpoint::Checkpoint,
+    config::ModelConfig,
+    error::{Error, Result},
+    rope,
+};
+use ferrotune_kernels::{
+    AttentionOptions, FrozenWeight, Mode, SequenceLayout, causal_attention, linear_cross_entropy, rms_norm,
+    rotary, swiglu,
+};
+use ferrotune_lora::{Adaptable, LoraLinear};
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// A batch as the model takes it: sequences one after another, without padding, and the tokens to be predicted.
+#[derive(Clone, Debug)]
+pub struct PackedInputs {
+    /// Token ids, `[total_tokens]`.
+    pub input_ids: Vec<i64>,
+    /// Which rows form a sequence, and which adapter each uses.
+    pub layout: SequenceLayout,
+    /// Rows that predict a target.
+    pub target_rows: Vec<i64>,
+    /// The token that each of those rows should predict.
+    pub target_ids: Vec<i64>,
+}
+
+/// A Llama or Mistral decoder with frozen weights and room for LoRA adapters.
+///
+/// A layer computes `x += o(attention(norm(x)))` and `x += down(silu(gate(norm(x))) * up(norm(x)))`; q, k and v, and gate and up,
+/// are stacked into one product each. Names of modules are those of the checkpoint.
+#[derive(Debug)]
+pub struct CausalLm {
+    config: ModelConfig,
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: FrozenWeight,
+    inverse_frequencies: Tensor,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_layernorm: Tensor,
+    qkv_proj: LoraLinear,
+    o_proj: LoraLinear,
+    post_attention_layernorm: Tensor,
+    gate_up_proj: LoraLinear,
+    down_proj: LoraLinear,
+}
+
+/// Rotary tables and attention of one forward pass.
+pub(crate) trait Attend {
+    /// Attention of the new rows: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`, rotated.
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor>;
+}
+
+/// Attention within the batch alone, for training and scoring.
+struct WithinBatch<'a> {
+    layout: &'a SequenceLayout,
+    options: AttentionOptions,
+}
+
+impl Attend for WithinBatch<'_> {
+    fn attend(&mut self, _: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        Ok(causal_attention(q, k, v, self.layout, self.options)?)
+    }
+}
+
+impl CausalLm {
+    /// Loads a Hugging Face model directory: `config.json` and safetensors weights in f32, f16 or bf16, computed in `kind`.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::from_dir`] and [`Checkpoint::open`]; [`Error::TensorMissing`], [`Error::TensorShape`] or
+    /// [`Error::TensorsUnexpected`] where configuration and weights do not belong together.
+    pub fn load(directory: &Path, device: Device, kind: Kind) -> Result<Self> {
+        let config = ModelConfig::from_dir(directory)?;
+        let checkpoint = Checkpoint::open(directory)?;
+        let mut read = Reader { checkpoint: &checkpoint, device, kind, used: Vec::new(), prefix: "model." };
+        if !checkpoint.contains("model.embed_tokens.weight") && checkpoint.contains("embed_tokens.weight") {
+            read.prefix = ""; // saved from the decoder without its head
+        }
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let has_head = checkpoint.contains("lm_head.weight");
+        let embed_name = format!("{}embed_tokens.weight", read.prefix);
+        let (embed_tokens, head) =
+            match (config.tie_word_embeddings, has_head, checkpoint.contains(&embed_name)) {
+                // Tied models may lack either of the two. One that has both, and different ones, is not tied, as in transformers.
+                (true, true, true) | (false, ..) => {
+                    let embed = read.tensor("embed_tokens.weight", &[vocab, hidden])?;
+                    let head = read.tensor_at("lm_head.weight", &[vocab, hidden])?;
+                    if config.tie_word_embeddings && embed.f_equal(&head)? {
+                        (embed.shallow_clone(), embed)
+                    } else {
+                        (embed, head)
+                    }
+                }
+                (true, true, false) => {
+                    let head = read.tensor_at("lm_head.weight", &[vocab, hidden])?;
+                    (head.shallow_clone(), head)
+                }
+                (true, false, _) => {
+                    let embed = read.tensor("embed_tokens.weight", &[vocab, hidden])?;
+                    (embed.shallow_clone(), embed)
+                }
+            };
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::load(&mut read, &config, index))
+            .collect::<Result<_>>()?;
+        let norm = read.tensor("norm.weight", &[hidden])?;
+        read.check_nothing_left(directory)?;
+        let inverse_frequencies =
+            Tensor::f_from_slice(&rope::inverse_frequencies(&config))?.f_to_device(device)?;
+        let head = FrozenWeight::new(&head)?;
+        Ok(Self { config, embed_tokens, layers, norm, head, inverse_frequencies, device })
+    }
+
+    /// Shape and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Number of weights of the base model; a tied head counts once.
+    pub fn parameter_count(&self) -> usize {
+        let linears = self.layers.iter().map(|layer| {
+            let weights = [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj]
+                .map(|linear| (linear.weight().out_features() * linear.weight().in_features()) as usize);
+            weights.iter().sum::<usize>() + 2 * self.config.hidden_size as usize
+        });
+        let embedding = self.embed_tokens.numel();
+        let tied = self.config.tie_word_embeddings;
+        embedding * if tied { 1 } else { 2 } + linears.sum::<usize>() + self.norm.numel()
+    }
+
+    /// Final hidden states of the rows `rows` (all where `None`), after the last norm.
+    ///
+    /// # Shapes
+    /// - `input_ids`: `[total_tokens]`; returns `[rows, hidden_size]`
+    ///
+    /// # Errors
+    /// [`Error::Inputs`] if ids and layout have different lengths, or a sequence is longer than the model's context;
+    /// [`Error::TokenOutOfRange`] for an id without an embedding.
+    pub fn hidden_states(
+        &self,
+        input_ids: &[i64],
+        layout: &SequenceLayout,
+        rows: Option<&[i64]>,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let options = self.attention_options();
+        self.run(input_ids, layout, rows, mode, &mut WithinBatch { layout, options })
+    }
+
+    /// Logits of the rows `rows` (all where `None`), in f32.
+    ///
+    /// # Shapes
+    /// - `input_ids`: `[total_tokens]`; returns `[rows, vocab_size]`
+    ///
+    /// # Errors
+    /// As [`CausalLm::hidden_states`].
+    pub fn logits(&self, input_ids: &[i64], layout: &SequenceLayout, rows: Option<&[i64]>) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        self.head_logits(&self.hidden_states(input_ids, layout, rows, Mode::Eval)?)
+    }
+
+    /// Negative log-likelihood of each target, `[targets]` in f32: the loss is their sum.
+    ///
+    /// # Errors
+    /// As [`CausalLm::hidden_states`].
+    pub fn target_nll(&self, inputs: &PackedInputs, mode: Mode) -> Result<Tensor> {
+        let hidden =
+            self.hidden_states(&inputs.input_ids, &inputs.layout, Some(&inputs.target_rows), mode)?;
+        let ids = Tensor::f_from_slice(&inputs.target_ids)?.f_to_device(self.device)?;
+        Ok(linear_cross_entropy(&hidden, &self.head, &ids)?)
+    }
+
+    pub(crate) fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(self.head.forward_product(hidden)?.f_to_kind(Kind::Float)?)
+    }
+
+    pub(crate) fn attention_options(&self) -> AttentionOptions {
+        AttentionOptions {
+            scale: (self.config.head_dim as f64).powf(-0.5),
+            sliding_window: self.config.sliding_window,
+        }
+    }
+
+    /// Kind in which activations are computed.
+    pub(crate) fn kind(&self) -> Kind {
+        self.embed_tokens.kind()
+    }
+
+    pub(crate) fn run(
+        &self,
+        input_ids: &[i64],
+        layout: &SequenceLayout,
+        rows: Option<&[i64]>,
+        mode: Mode,
+        attention: &mut dyn Attend,
+    ) -> Result<Tensor> {
+        self.check_inputs(input_ids, layout)?;
+        let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.device)?;
+        let (cos, sin) = rope::tables(&self.inverse_frequencies, &layout.position_ids(), self.device)?;
+        let tables = [cos.f_to_kind(self.kind())?, sin.f_to_kind(self.kind())?];
+        let rows = rows.map(|rows| Tensor::f_from_slice(rows)?.f_to_device(self.device)).transpose()?;
+        let mut x = self.embed_tokens.f_index_select(0, &ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let attended = layer.attention(&x, &tables, &self.config, layout, index, mode, attention)?;
+            // Nothing after the last attention mixes rows: from there on only those asked for are computed.
+            let wanted = if index + 1 == self.layers.len() { rows.as_ref() } else { None };
+            x = layer.rest(&x, &attended, wanted, &self.config, layout, mode)?;
+        }
+        if let (true, Some(rows)) = (self.layers.is_empty(), &rows) {
+            x = x.f_index_select(0, rows)?;
+        }
+        Ok(rms_norm(&x, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    fn check_inputs(&self, input_ids: &[i64], layout: &SequenceLayout) -> Result<()> {
+        if input_ids.len() as i64 != layout.total_tokens() {
+            return Err(Error::Inputs {
+                what: "input_ids and layout",
+                found: format!("{} ids", input_ids.len()),
+                expected: format!("{} as the layout says", layout.total_tokens()),
+            });
+        }
+        let vocab_size = self.config.vocab_size;
+        if let Some(&id) = input_ids.iter().find(|id| !(0..vocab_size).contains(*id)) {
+            return Err(Error::TokenOutOfRange { id, vocab_size });
+        }
+        let longest = layout.segments().iter().map(|segment| segment.past + segment.len()).max().unwrap_or(0);
+        if longest > self.config.max_position_embeddings {
+            return Err(Error::Inputs {
+                what: "length of a sequence",
+                found: format!("{longest} tokens"),
+                expected: format!(
+                    "at most max_position_embeddings = {}",
+                    self.config.max_position_embeddings
+                ),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Adaptable for CausalLm {
+    fn visit_linears(
+        &mut self,
+        visit: &mut dyn FnMut(&mut LoraLinear) -> ferrotune_lora::Result<()>,
+    ) -> ferrotune_lora::Result<()> {
+        for layer in &mut self.layers {
+            visit(&mut layer.qkv_proj)?;
+            visit(&mut layer.o_proj)?;
+            visit(&mut layer.gate_up_proj)?;
+            visit(&mut layer.down_proj)?;
+        }
+        Ok(())
+    }
+
+    fn other_modules(&self) -> Vec<String> {
+        ["lm_head", "model.embed_tokens", "model.norm"].map(str::to_owned).to_vec()
+    }
+}
+
+impl Layer {
+    fn load(read: &mut Reader, config: &ModelConfig, index: usize) -> Result<Self> {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+        let layer = format!("layers.{index}");
+        let qkv = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
+        let gate_up = [("gate_proj", intermediate), ("up_proj", intermediate)];
+        Ok(Self {
+            input_layernorm: read.tensor(&format!("{layer}.input_layernorm.weight"), &[hidden])?,
+            qkv_proj: read.linear(&format!("{layer}.self_attn"), &qkv, hidden, attention)?,
+            o_proj: read.linear(&format!("{layer}.self_attn"), &[("o_proj", hidden)], queries, attention)?,
+            post_attention_layernorm: read
+                .tensor(&format!("{layer}.post_attention_layernorm.weight"), &[hidden])?,
+            gate_up_proj: read.linear(&format!("{layer}.mlp"), &gate_up, hidden, mlp)?,
+            down_proj: read.linear(&format!("{layer}.mlp"), &[("down_proj", hidden)], intermediate, mlp)?,
+        })
+    }
+
+    /// Attention of the normalised input before its output projection, `[tokens, heads * head_dim]`.
+    #[allow(clippy::too_many_arguments)] // one call site; a struct for it would only repeat the names
+    fn attention(
+        &self,
+        x: &Tensor,
+        [cos, sin]: &[Tensor; 2],
+        config: &ModelConfig,
+        layout: &SequenceLayout,
+        index: usize,
+        mode: Mode,
+        attention: &mut dyn Attend,
+    ) -> Result<Tensor> {
+        let (heads, kv_heads, head_dim) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let normalised = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
+        let qkv = self.qkv_proj.forward_packed(&normalised, layout, mode)?;
+        drop(normalised);
+        let qkv = qkv.f_view([-1, heads + 2 * kv_heads, head_dim])?;
+        let parts = qkv.f_split_with_sizes([heads + kv_heads, kv_heads], 1)?;
+        // q and k lie side by side and are rotated in one go.
+        let qk = rotary(&parts[0], cos, sin)?.f_split_with_sizes([heads, kv_heads], 1)?;
+        let attended = attention.attend(index, &qk[0], &qk[1], &parts[1])?;
+        Ok(attended.f_reshape([-1, heads * head_dim])?)
+    }
+
+    /// Output projection, residuals and feed-forward block, for all rows or those in `wanted`.
+    fn rest(
+        &self,
+        x: &Tensor,
+        attended: &Tensor,
+        wanted: Option<&Tensor>,
+        config: &ModelConfig,
+        layout: &SequenceLayout,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let narrowed = wanted.map(|rows| -> Result<_> {
+            let layout = layout_of_rows(layout, rows)?;
+            Ok((x.f_index_select(0, rows)?, attended.f_index_select(0, rows)?, layout))
+        });
+        let narrowed = narrowed.transpose()?;
+        let (x, attended, layout) = match &narrowed {
+            Some((x, attended, layout)) => (x, attended, layout),
+            None => (x, attended, layout),
+        };
+        let x = x.f_add(&self.o_proj.forward_packed(attended, layout, mode)?)?;
+        let normalised = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
+        let gated = swiglu(&self.gate_up_proj.forward_packed(&normalised, layout, mode)?)?;
+        drop(normalised);
+        Ok(x.f_add(&self.down_proj.forward_packed(&gated, layout, mode)?)?)
+    }
+}
+
+/// The layout of a selection of rows, in which only the adapters matter.
+fn layout_of_rows(layout: &SequenceLayout, rows: &Tensor) -> Result<SequenceLayout> {
+    let rows: Vec<i64> = Vec::try_from(rows)?;
+    let mut lengths = Vec::new();
+    let mut adapters = Vec::new();
+    for segment in layout.segments() {
+        let count = rows.iter().filter(|row| segment.rows.contains(row)).count() as i64;
+        if count > 0 {
+            lengths.push((count, 0));
+            adapters.push(segment.adapter);
+        }
+    }
+    Ok(SequenceLayout::continuing(&lengths)?.with_adapters(&adapters)?)
+}
+
+/// Reads tensors and remembers which, to find those that nobody asked for.
+struct Reader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: Device,
+    kind: Kind,
+    used: Vec<String>,
+    prefix: &'static str,
+}
+
+impl Reader<'_> {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.tensor_at(&format!("{}{name}", self.prefix), shape)
+    }
+
+    fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let tensor = self.checkpoint.tensor(name, shape, self.kind)?.f_to_device(self.device)?;
+        self.used.push(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// Layers on one input, stacked. Their paths are those of the whole model, whatever the checkpoint's prefix.
+    fn linear(
+        &mut self,
+        parent: &str,
+        parts: &[(&str, i64)],
+        in_features: i64,
+        bias: bool,
+    ) -> Result<LoraLinear> {
+        let mut layers = Vec::with_capacity(parts.len());
+        for (name, out_features) in parts {
+            let weight = self.tensor(&format!("{parent}.{name}.weight"), &[*out_features, in_features])?;
+            let bias = match bias {
+                true => Some(self.tensor(&format!("{parent}.{name}.bias"), &[*out_features])?),
+                false => None,
+            };
+            layers.push((format!("model.{parent}.{name}"), weight, bias));
+        }
+        let layers: Vec<_> =
+            layers.iter().map(|(path, weight, bias)| (path.as_str(), weight, bias.as_ref())).collect();
+        Ok(LoraLinear::stacked(&layers)?)
+    }
+
+    fn check_nothing_left(&self, directory: &Path) -> Result<()> {
+        let left: Vec<&str> = self
+            .checkpoint
+            .names()
+            .filter(|name| {
+                !name.ends_with("rotary_emb.inv_freq") && !self.used.iter().any(|used| used == name)
+            })
+            .collect();
+        match left.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::TensorsUnexpected {
+                path: directory.to_owned(),
+                count: left.len(),
+                first: (*first).to_owned(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The decoder against transformers and PEFT: logits, loss and the gradient of every LoRA weight, on packed sequences.
+
+use ferrotune_kernels::{Mode, SequenceLayout};
+use ferrotune_models::{CausalLm, GenerationConfig, PackedInputs, generate};
+use std::{collections::HashMap, path::PathBuf};
+use tch::{Device, Kind, Tensor};
+
+const CASES: [&str; 5] =
+    ["llama_gqa_untied", "llama3_rope_tied", "llama_head_dim_bias_mqa", "mistral_window", "llama_sharded_bf16"];
+
+fn fixture(case: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder")).join(case)
+}
+
+struct Expected(HashMap<String, Tensor>);
+
+impl Expected {
+    fn read(case: &str) -> Self {
+        Self(Tensor::read_safetensors(fixture(case).join("expected.safetensors")).unwrap().into_iter().collect())
+    }
+
+    fn integers(&self, name: &str) -> Vec<i64> {
+        Vec::try_from(&self.0[name]).unwrap()
+    }
+
+    fn layout(&self) -> SequenceLayout {
+        SequenceLayout::from_cu_seqlens(&self.integers("cu_seqlens")).unwrap()
+    }
+
+    /// Row `t` predicts label `t + 1` of the same sequence.
+    fn inputs(&self) -> PackedInputs {
+        let labels = self.integers("labels");
+        let layout = self.layout();
+        let target_rows: Vec<i64> = layout
+            .segments()
+            .iter()
+            .flat_map(|segment| segment.rows.start..segment.rows.end - 1)
+            .filter(|&row| labels[row as usize + 1] != -100)
+            .collect();
+        let target_ids = target_rows.iter().map(|&row| labels[row as usize + 1]).collect();
+        PackedInputs { input_ids: self.integers("input_ids"), layout, target_rows, target_ids }
+    }
+}
+
+fn relative(ours: &Tensor, reference: &Tensor) -> f64 {
+    assert_eq!(ours.size(), reference.size());
+    ((ours - reference).norm() / reference.norm()).double_value(&[])
+}
+
+fn load(case: &str) -> CausalLm {
+    CausalLm::load(&fixture(case), Device::Cpu, Kind::Float).unwrap()
+}
+
+#[test]
+fn logits_equal_transformers_with_and_without_an_adapter() {
+    for case in CASES {
+        let (mut model, expected) = (load(case), Expected::read(case));
+        let inputs = expected.inputs();
+        let error = relative(&model.logits(&inputs.input_ids, &inputs.layout, None).unwrap(), &expected.0["logits"]);
+        assert!(error < 2e-6, "{case}: base logits {error}");
+        ferrotune_lora::load(&mut model, "default", 0, fixture(case).join("adapter"), false).unwrap();
+        let adapted = model.logits(&inputs.input_ids, &inputs.layout, None).unwrap();
+        let error = relative(&adapted, &expected.0["adapted_logits"]);
+        assert!(error < 2e-6, "{case}: adapted logits {error}");
+        let bare = inputs.layout.with_adapter(None);
+        let error = relative(&model.logits(&inputs.input_ids, &bare, None).unwrap(), &expected.0["logits"]);
+        assert!(error < 2e-6, "{case}: base logits beside an adapter {error}");
+    }
+}
+
+#[test]
+fn loss_and_every_gradient_equal_peft() {
+    for case in CASES {
+        let (mut model, expected) = (load(case), Expected::read(case));
+        let adapter =
+            ferrotune_lora::load(&mut model, "default", 0, fixture(case).join("adapter"), true).unwrap();
+        let loss = model.target_nll(&expected.inputs(), Mode::Eval).unwrap().sum(Kind::Float);
+        loss.backward();
+        assert!(relative(&loss, &expected.0["loss"]) < 1e-6, "{case}: loss");
+        let parameters = adapter.named_parameters();
+        assert_eq!(parameters.len(), 2 * 2 * 7, "{case}: two halves of seven modules in two layers");
+        for (name, parameter) in parameters {
+            let reference = &expected.0[&format!("grad.{name}")];
+            assert!(reference.norm().double_value(&[]) > 0.0, "{case}: {name} is zero in the reference");
+            let error = relative(&parameter.grad(), reference);
+            assert!(error < 1e-5, "{case}: {name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn generation_with_a_cache_equals_running_the_whole_sequence_each_time() {
+    for case in ["llama_gqa_untied", "mistral_window", "llama_head_dim_bias_mqa"] {
+        let mut model = load(case);
+        ferrotune_lora::load(&mut model, "default", 0, fixture(case).join("adapter"), false).unwrap();
+        let prompts: Vec<Vec<i64>> = vec![vec![5, 7, 9], vec![11], vec![4, 4, 8, 20, 31, 6, 5], vec![30, 2], vec![9; 12]];
+        for adapter in [None, Some(0)] {
+            let naive = |prompt: &Vec<i64>, stop: i64| {
+                let mut ids = prompt.clone();
+                loop {
+                    let layout = SequenceLayout::from_cu_seqlens(&[0, ids.len() as i64]).unwrap().with_adapter(adapter);
+                    let logits = model.logits(&ids, &layout, Some(&[ids.len() as i64 - 1])).unwrap();
+                    let next = logits.argmax(-1, false).int64_value(&[0]);
+                    if next == stop {
+                        return (ids[prompt.len()..].to_vec(), true);
+                    }
+                    ids.push(next);
+                    if ids.len() == prompt.len() + 14 {
+                        return (ids[prompt.len()..].to_vec(), false);
+                    }
+                }
+            };
+            // A stop token that some answers reach early makes sequences leave and enter the batch.
+            let stop = naive(&prompts[0], -1).0[2];
+            for batch_size in [1, 2, 5, 9] {
+                let config =
+                    GenerationConfig { max_new_tokens: 14, batch_size, eos_token_ids: vec![stop], adapter };
+                let mut streamed = vec![Vec::new(); prompts.len()];
+                let answers = generate(&model, &prompts, &config, &mut |prompt, token| {
+                    streamed[prompt].push(token);
+                    true
+                })
+                .unwrap();
+                for (answer, prompt) in answers.iter().zip(&prompts) {
+                    assert_eq!(
+                        (answer.token_ids.clone(), answer.finished),
+                        naive(prompt, stop),
+                        "{case} {adapter:?} {batch_size}"
+                    );
+                    assert_eq!(streamed[answer.prompt], answer.token_ids);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn inputs_that_do_not_fit_the_model_are_refused() {
+    let model = load("llama_gqa_untied");
+    let layout = SequenceLayout::from_cu_seqlens(&[0, 2]).unwrap();
+    let message = |ids: &[i64], layout: &SequenceLayout| model.logits(ids, layout, None).unwrap_err().to_string();
+    assert!(message(&[1, 50], &layout).contains("token id 50"));
+    assert!(message(&[1], &layout).contains("1 ids"));
+    let long = SequenceLayout::from_cu_seqlens(&[0, 65]).unwrap();
+    assert!(message(&[1; 65], &long).contains("max_position_embeddings = 64"));
+    let config = GenerationConfig { max_new_tokens: 60, batch_size: 1, eos_token_ids: vec![], adapter: None };
+    let refused = |prompts: &[Vec<i64>]| generate(&model, prompts, &config, &mut |_, _| true).is_err();
+    assert!(refused(&[vec![1; 5]]) && refused(&[vec![]]));
+}
+
+#[test]
+fn config_and_weights_that_do_not_belong_together_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("llama_gqa_untied");
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let load_with = |from: &str, to: &str| {
+        assert!(config.contains(from), "{from}");
+        std::fs::write(folder.path().join("config.json"), config.replace(from, to)).unwrap();
+        CausalLm::load(folder.path(), Device::Cpu, Kind::Float).unwrap_err().to_string()
+    };
+    let error = load_with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    assert!(error.contains("model.layers.2.input_layernorm.weight"), "{error}");
+    let error = load_with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+    assert!(error.contains("model.layers.1."), "{error}");
+    let error = load_with("\"vocab_size\": 50", "\"vocab_size\": 51");
+    assert!(error.contains("[50, 24]") && error.contains("[51, 24]"), "{error}");
+}

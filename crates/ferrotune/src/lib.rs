@@ -10,5 +10,6 @@ pub mod atomic;
 mod error;
 
 pub mod recipe;
+pub mod report;
 
 pub use error::{Error, Result};

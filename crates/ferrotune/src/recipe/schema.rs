@@ -28,10 +28,32 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
     ("runtime", &["device", "compute_dtype", "threads"]),
 ];
 
-/// The metrics that `evaluation.metrics` takes.
-pub const METRICS: &[&str] = &["rouge1", "rouge2", "rougeL", "rougeLsum"];
+/// The metrics that `evaluation.metrics` takes, by the names of rouge-score and sacrebleu.
+pub const METRICS: &[&str] = &[
+    "rouge1",
+    "rouge2",
+    "rouge3",
+    "rouge4",
+    "rouge5",
+    "rouge6",
+    "rouge7",
+    "rouge8",
+    "rouge9",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "chrf",
+];
 /// The schedules that `training.lr_scheduler_type` takes, by transformers' names.
-pub const LR_SCHEDULER_TYPES: &[&str] = &["linear", "cosine", "constant", "constant_with_warmup"];
+pub const LR_SCHEDULER_TYPES: &[&str] = &[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+];
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu"];
 /// The types that `runtime.compute_dtype` takes.

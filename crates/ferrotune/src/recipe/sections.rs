@@ -113,7 +113,7 @@ pub struct TrainingSection {
     #[serde(serialize_with = "number")]
     pub weight_decay: f64,
     /// Steps in which the learning rate rises from zero to its peak; below 1 it is a share of all steps, as in
-    /// transformers. See [`warmup`](Self::warmup). Default: 0.
+    /// transformers. Default: 0.
     #[serde(serialize_with = "number")]
     pub warmup_steps: f64,
     /// What the learning rate does after the warm-up: one of [`LR_SCHEDULER_TYPES`](super::LR_SCHEDULER_TYPES).
@@ -126,19 +126,6 @@ pub struct TrainingSection {
     /// Scale a step's gradient down to this norm where it is longer; 0 turns clipping off. Default: 1.
     #[serde(serialize_with = "number")]
     pub max_grad_norm: f64,
-}
-
-impl TrainingSection {
-    /// The number of warm-up steps of a run of `total_steps`: `warmup_steps`, or that share of them, rounded up.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-    pub fn warmup(&self, total_steps: usize) -> usize {
-        if self.warmup_steps < 1.0 {
-            (self.warmup_steps * total_steps as f64).ceil() as usize
-        } else {
-            self.warmup_steps as usize
-        }
-    }
 }
 
 impl Default for TrainingSection {

@@ -1,0 +1,296 @@
+//! Outputs side by side: the best, the worst, the most changed, and a list.
+
+use maud::{Markup, html};
+
+use super::Output;
+use super::text::{Untrusted, clip, grouped, signed};
+
+/// Outputs of a group at most.
+const GROUP: usize = 5;
+/// Outputs of the list at most.
+const LIST: usize = 50;
+/// Characters of a prompt and of an answer that are shown at most.
+const PROMPT_CHARS: usize = 4_000;
+const ANSWER_CHARS: usize = 2_000;
+/// Words of a text that are compared at most; the comparison is quadratic.
+const MAX_WORDS: usize = 400;
+
+/// The section's content.
+pub(super) fn examples(outputs: &[Output], file: Option<&str>) -> Markup {
+    let groups = groups(outputs);
+    let grouped_any = groups.iter().any(|(_, _, indices)| !indices.is_empty());
+    html! {
+        (verdict(outputs))
+        p class="note" {
+            "Words that an answer shares with the reference, in the same order, are "
+            mark { "marked" } ". Scores are ROUGE-L."
+        }
+        @for (title, note, indices) in &groups {
+            @if !indices.is_empty() {
+                h3 { (title) }
+                p class="note" { (note) }
+                @for index in indices { (card(*index, &outputs[*index])) }
+            }
+        }
+        @let listed = outputs.len().min(LIST);
+        details class="all" open[!grouped_any] {
+            summary {
+                @if listed == outputs.len() { "All " (listed) " outputs" }
+                @else { "The first " (listed) " of " (grouped(outputs.len() as u64)) " outputs" }
+            }
+            @for (index, output) in outputs.iter().take(LIST).enumerate() { (card(index, output)) }
+        }
+        @if let Some(file) = file {
+            p class="note" { "All outputs are in " code { (Untrusted(file)) } "." }
+        }
+    }
+}
+
+/// How many answers got better, and how many worse.
+fn verdict(outputs: &[Output]) -> Markup {
+    let changes: Vec<f64> = outputs.iter().filter_map(change).collect();
+    if changes.is_empty() {
+        return html! {};
+    }
+    let better = changes.iter().filter(|change| **change > 0.05).count();
+    let worse = changes.iter().filter(|change| **change < -0.05).count();
+    let same = changes.len() - better - worse;
+    #[expect(clippy::cast_precision_loss, reason = "a share in pixels")]
+    let share = |count: usize| 1000.0 * count as f64 / changes.len() as f64;
+    html! {
+        div class="verdict" {
+            svg viewBox="0 0 1000 12" preserveAspectRatio="none" aria-hidden="true" {
+                rect class="better" x="0" y="0" width=(format!("{:.1}", share(better))) height="12" {}
+                rect class="same" x=(format!("{:.1}", share(better))) y="0" width=(format!("{:.1}", share(same))) height="12" {}
+                rect class="worse" x=(format!("{:.1}", share(better + same))) y="0" width=(format!("{:.1}", share(worse))) height="12" {}
+            }
+            p {
+                "Of " (grouped(changes.len() as u64)) " answers, "
+                b class="up" { (grouped(better as u64)) " got better" } ", "
+                b { (grouped(same as u64)) " stayed level" } " and "
+                b class="down" { (grouped(worse as u64)) " got worse" } "."
+            }
+        }
+    }
+}
+
+fn change(output: &Output) -> Option<f64> {
+    Some(output.after_rouge_l? - output.before_rouge_l?).filter(|change| change.is_finite())
+}
+
+/// Titles, notes and indices of the groups. No output is shown in two of them; few outputs make small groups.
+fn groups(outputs: &[Output]) -> Vec<(&'static str, &'static str, Vec<usize>)> {
+    let mut shown: Vec<usize> = vec![];
+    let size = GROUP.min(outputs.len() / 3);
+    // The best first; equal ones in the order of the file.
+    let mut top = |score: &dyn Fn(&Output) -> Option<f64>| {
+        let mut ranked: Vec<(usize, f64)> = outputs
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !shown.contains(index))
+            .filter_map(|(index, output)| Some((index, score(output).filter(|score| score.is_finite())?)))
+            .collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let indices: Vec<usize> = ranked.into_iter().take(size).map(|(index, _)| index).collect();
+        shown.extend(&indices);
+        indices
+    };
+    let best = top(&|output| output.after_rouge_l);
+    let worst = top(&|output| Some(-output.after_rouge_l?));
+    let changed = top(&|output| Some(change(output)?.abs()));
+    vec![
+        ("Best", "The highest scores after training.", best),
+        ("Worst", "The lowest scores after training.", worst),
+        (
+            "Most changed",
+            "The largest differences between before and after, up or down, among the rest.",
+            changed,
+        ),
+    ]
+}
+
+fn card(index: usize, output: &Output) -> Markup {
+    let (prompt, left_out) = clip(output.prompt.trim_end(), PROMPT_CHARS);
+    html! {
+        article class="card" {
+            header {
+                span class="number" { "Prompt " (index + 1) }
+                @if let Some(change) = change(output) {
+                    span class={ "delta " (if change > 0.05 { "up" } else if change < -0.05 { "down" } else { "level" }) } {
+                        (signed(change))
+                    }
+                }
+            }
+            pre class="prompt" dir="auto" tabindex="0" { (Untrusted(prompt)) (more(left_out)) }
+            div class="answers" {
+                (answer("Reference", "reference", Some(&output.reference), None, None))
+                (answer("Before", "before", output.before.as_deref(), output.before_rouge_l, Some(&output.reference)))
+                (answer("After", "after", output.after.as_deref(), output.after_rouge_l, Some(&output.reference)))
+            }
+        }
+    }
+}
+
+fn answer(
+    title: &str,
+    class: &str,
+    text: Option<&str>,
+    score: Option<f64>,
+    reference: Option<&str>,
+) -> Markup {
+    let Some(text) = text else { return html! {} };
+    let (text, left_out) = clip(text.trim(), ANSWER_CHARS);
+    let shared = reference.map(|reference| shared_words(reference, text)).unwrap_or_default();
+    html! {
+        section class={ "answer " (class) } {
+            h4 { (title) @if let Some(score) = score { span class="score" { (format!("{score:.0}")) } } }
+            div class="said" dir="auto" {
+                @if text.is_empty() { em { "(empty)" } }
+                @for (piece, is_shared) in pieces(text, &shared) {
+                    @if is_shared { mark { (Untrusted(piece)) } } @else { (Untrusted(piece)) }
+                }
+                (more(left_out))
+            }
+        }
+    }
+}
+
+fn more(characters: usize) -> Markup {
+    html! { @if characters > 0 { span class="more" { " … " (grouped(characters as u64)) " more characters" } } }
+}
+
+/// The bytes of each word: a run of letters and digits.
+fn words(text: &str) -> Vec<(usize, usize)> {
+    let mut words: Vec<(usize, usize)> = vec![];
+    let mut start = None;
+    for (byte, character) in text.char_indices().chain([(text.len(), ' ')]) {
+        match (start, character.is_alphanumeric()) {
+            (None, true) => start = Some(byte),
+            (Some(from), false) => {
+                words.push((from, byte));
+                start = None;
+            }
+            _ => {}
+        }
+    }
+    words
+}
+
+/// The words of `text` that lie on a longest common subsequence with `reference`, whatever their case.
+fn shared_words(reference: &str, text: &str) -> Vec<(usize, usize)> {
+    let spans = words(text);
+    let lower = |text: &str, spans: &[(usize, usize)]| -> Vec<String> {
+        spans.iter().take(MAX_WORDS).map(|(from, to)| text[*from..*to].to_lowercase()).collect()
+    };
+    let (a, b) = (lower(reference, &words(reference)), lower(text, &spans));
+    // length[i][j]: of a longest common subsequence of a[i..] and b[j..].
+    let mut length = vec![vec![0_u16; b.len() + 1]; a.len() + 1];
+    for i in (0..a.len()).rev() {
+        for j in (0..b.len()).rev() {
+            length[i][j] =
+                if a[i] == b[j] { length[i + 1][j + 1] + 1 } else { length[i + 1][j].max(length[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut shared) = (0, 0, vec![]);
+    while i < a.len() && j < b.len() {
+        if a[i] == b[j] {
+            shared.push(spans[j]);
+            (i, j) = (i + 1, j + 1);
+        } else if length[i + 1][j] >= length[i][j + 1] {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    shared
+}
+
+/// The text cut at the marked spans.
+fn pieces<'a>(text: &'a str, marked: &[(usize, usize)]) -> Vec<(&'a str, bool)> {
+    let mut pieces = vec![];
+    let mut end = 0;
+    for (from, to) in marked {
+        pieces.push((&text[end..*from], false));
+        pieces.push((&text[*from..*to], true));
+        end = *to;
+    }
+    pieces.push((&text[end..], false));
+    pieces.retain(|(piece, _)| !piece.is_empty());
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared<'a>(reference: &str, text: &'a str) -> Vec<&'a str> {
+        shared_words(reference, text).into_iter().map(|(from, to)| &text[from..to]).collect()
+    }
+
+    #[test]
+    fn shared_words_keep_their_order() {
+        let text = "It returns a list: the length, sorted.";
+        assert_eq!(shared("Returns the length of the list.", text), ["returns", "the", "length"]);
+        assert_eq!(shared("Größe der Liste", "GRÖSSE: größe, LISTE!"), ["größe", "LISTE"]);
+        assert_eq!(shared("", "nothing"), Vec::<&str>::new());
+        assert_eq!(shared("x", ""), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn pieces_make_the_text_again() {
+        let text = " a, b  c";
+        let pieces = pieces(text, &[(1, 2), (4, 5)]);
+        assert_eq!(pieces.iter().map(|(piece, _)| *piece).collect::<String>(), text);
+        assert_eq!(pieces.iter().filter(|(_, marked)| *marked).count(), 2);
+    }
+
+    fn scored(scores: &[(f64, f64)]) -> Vec<Output> {
+        scores
+            .iter()
+            .map(|(before, after)| Output {
+                before: Some(String::new()),
+                after: Some(String::new()),
+                before_rouge_l: Some(*before),
+                after_rouge_l: Some(*after),
+                ..Output::default()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn groups_are_disjoint_and_in_order() {
+        let outputs =
+            scored(&[(0.0, 50.0), (90.0, 100.0), (50.0, 0.0), (80.0, 40.0), (10.0, 10.0), (20.0, 30.0)]);
+        let groups: Vec<Vec<usize>> = groups(&outputs).into_iter().map(|(_, _, indices)| indices).collect();
+        assert_eq!(groups, [vec![1, 0], vec![2, 4], vec![3, 5]]);
+    }
+
+    #[test]
+    fn unscored_outputs_form_no_group() {
+        let outputs = vec![Output::default(); 20];
+        assert!(groups(&outputs).iter().all(|(_, _, indices)| indices.is_empty()));
+        let html = examples(&outputs, None).into_string();
+        assert!(html.contains("<details class=\"all\" open>"), "{html}");
+        assert!(!html.contains("got better"));
+    }
+
+    #[test]
+    fn better_and_worse_are_counted() {
+        let html =
+            examples(&scored(&[(0.0, 50.0), (90.0, 80.0), (5.0, 5.0), (1.0, 2.0)]), None).into_string();
+        for expected in ["2 got better", "1 stayed level", "1 got worse"] {
+            assert!(html.contains(expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn the_list_stops_at_fifty_and_long_text_is_clipped() {
+        let mut outputs = vec![Output::default(); 300];
+        outputs[0].prompt = "x".repeat(1_000_000);
+        outputs[0].after = Some("word ".repeat(200_000));
+        let html = examples(&outputs, Some("predictions.jsonl")).into_string();
+        assert!(html.contains("The first 50 of 300 outputs"));
+        assert!(html.contains("996,000 more characters"));
+        assert!(html.len() < 100_000, "{}", html.len());
+    }
+}

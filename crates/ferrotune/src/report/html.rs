@@ -1,0 +1,109 @@
+//! The page: one file that asks the network for nothing and runs no script.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::text::{Untrusted, duration, grouped};
+use super::{Report, curve, examples, facts, headline};
+
+/// All styling, in the page itself.
+pub(super) const STYLE: &str = include_str!("style.css");
+
+/// The page may apply this one style sheet and nothing else: no script, image, font, frame, form or request,
+/// whatever a model wrote. A test holds the hash to the sheet.
+pub(super) const STYLE_SHA256: &str = "iuUsH41rdbDUZWBUGCI19LgiESS6GhMTE4B8RhXJ/ls=";
+
+/// The report as one HTML page that needs no other file: to open, to print, to send on.
+///
+/// It follows the reader's choice of light or dark and fits a phone. All text of models and data is shown as
+/// text: markup is escaped, invisible characters are written as codes, and a content security policy forbids
+/// scripts and requests besides.
+#[must_use]
+pub fn render(report: &Report) -> String {
+    let title = title(report);
+    let policy =
+        format!("default-src 'none'; style-src 'sha256-{STYLE_SHA256}'; base-uri 'none'; form-action 'none'");
+    let sections: [(&str, Option<Markup>); 6] = [
+        ("Before and after", headline::scores(report)),
+        ("Training", loss(report)),
+        ("Outputs", outputs(report)),
+        ("Data", facts::data(report)),
+        ("Recipe", report.recipe.as_deref().map(facts::recipe)),
+        ("Environment", facts::environment(report)),
+    ];
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(policy);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta name="referrer" content="no-referrer";
+                meta name="generator" content="ferrotune";
+                title { (Untrusted(&title)) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header class="top" {
+                    p class="eyebrow" { "Fine-tuning report" }
+                    h1 { (Untrusted(&report.model)) }
+                    (lede(report))
+                }
+                main {
+                    div class="summary" {
+                        (headline::hero(&report.metrics))
+                        (headline::tiles(&report.metrics))
+                    }
+                    @for (title, content) in &sections {
+                        @if let Some(content) = content {
+                            section class="part" {
+                                h2 { (title) }
+                                (content)
+                            }
+                        }
+                    }
+                }
+                footer { p { "Made by ferrotune " (env!("CARGO_PKG_VERSION")) "." } }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn title(report: &Report) -> String {
+    match (report.model.is_empty(), report.data.is_empty()) {
+        (false, false) => format!("{} on {}", report.model, report.data),
+        (false, true) => report.model.clone(),
+        _ => "Fine-tuning report".to_owned(),
+    }
+}
+
+/// A sentence or two on what was done.
+fn lede(report: &Report) -> Markup {
+    let train = report.metrics.train.as_ref();
+    html! {
+        p class="lede" {
+            @if !report.data.is_empty() { "Fine-tuned on " b { (Untrusted(&report.data)) } }
+            @else { "Fine-tuned" }
+            @if let Some(train) = train.filter(|train| train.examples > 0) {
+                ": " (grouped(train.examples)) " examples in " (duration(train.seconds))
+            }
+            "."
+            @if let Some(method) = &report.method { " " (Untrusted(method)) "." }
+        }
+    }
+}
+
+fn loss(report: &Report) -> Option<Markup> {
+    let train = report.metrics.train.as_ref()?;
+    let curve = curve::curve(&train.loss, report.metrics.validation.as_ref())?;
+    Some(html! {
+        p class="note" { "Loss: the mean negative log-likelihood of a target token, in nats." }
+        (curve)
+    })
+}
+
+fn outputs(report: &Report) -> Option<Markup> {
+    let file = report.outputs_file.as_deref();
+    (!report.outputs.is_empty()).then(|| examples::examples(&report.outputs, file))
+}

@@ -1,0 +1,233 @@
+//! `metrics.json`: the numbers of a run, for other programs.
+
+use serde::{Deserialize, Serialize};
+
+use super::scores::Scores;
+use crate::{Error, Result};
+
+/// Everything that a run measured. What was not measured is absent from the JSON.
+///
+/// The names are an interface: scripts read `before.rougeL`, `after.rougeL`, `train.seconds`,
+/// `train.real_tokens_per_s`, `train.loss[].loss`, `validation.loss`, `generation.new_tokens_per_s`,
+/// `peak_rss_mib` and the rest by them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Metrics {
+    /// Scores of the model before training, on the test data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Scores>,
+    /// Scores of the model after training, on the same data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Scores>,
+    /// `after` minus `before`, with the interval of the difference if it was measured example by example.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<Scores>,
+    /// The training loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<TrainMetrics>,
+    /// The loss on the validation data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationMetrics>,
+    /// The last pass of generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<GenerationMetrics>,
+    /// The most memory that the process held, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_mib: Option<f64>,
+    /// The numbers in the adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable_parameters: Option<u64>,
+    /// The numbers in the model, frozen and trainable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_parameters: Option<u64>,
+    /// Seconds from the start of the program to the end of the first optimizer step, but for the evaluation
+    /// before training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_to_first_step_s: Option<f64>,
+    /// What this CPU can do, as in `["avx2", "fma"]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_features: Option<Vec<String>>,
+}
+
+/// `train`: the loop alone, without loading, validation and generation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainMetrics {
+    /// Seconds.
+    pub seconds: f64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Passes over the training data.
+    pub epochs: f64,
+    /// Examples trained on, each counted once a pass.
+    pub examples: u64,
+    /// Tokens of prompts and completions; there is no padding, and a shared prefix counts for each example.
+    pub real_tokens: u64,
+    /// Tokens that were learnt, those of the completions.
+    pub target_tokens: u64,
+    /// `real_tokens / seconds`.
+    pub real_tokens_per_s: f64,
+    /// What was logged, step by step.
+    pub loss: Vec<LoggedStep>,
+}
+
+/// One logged step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoggedStep {
+    /// The optimizer step, from 1.
+    pub step: u64,
+    /// The mean negative log-likelihood of a target token, over the steps since the last logged one.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub loss: f64,
+    /// The learning rate of the step.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub learning_rate: f64,
+    /// The norm of the gradient before clipping.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub grad_norm: f64,
+}
+
+/// JSON has no NaN: it is written as `null`.
+fn number_or_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// `validation`: the mean negative log-likelihood of a target token of the validation data.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ValidationMetrics {
+    /// After training.
+    pub loss: f64,
+    /// Before training, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_before: Option<f64>,
+    /// Examples.
+    pub examples: u64,
+    /// Target tokens.
+    pub target_tokens: u64,
+}
+
+/// `generation`: the last pass over the test prompts.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerationMetrics {
+    /// Prompts that were answered.
+    pub prompts: u64,
+    /// Tokens of the answers, end tokens not counted.
+    pub new_tokens: u64,
+    /// Seconds, with the reading of the prompts.
+    pub seconds: f64,
+    /// `new_tokens / seconds`.
+    pub new_tokens_per_s: f64,
+}
+
+impl Metrics {
+    /// The text of `metrics.json`, indented.
+    ///
+    /// # Errors
+    /// [`Error::ToJson`], which no value of this type should cause.
+    pub fn to_json(&self) -> Result<String> {
+        let json = serde_json::to_string_pretty(self);
+        let json = json.map_err(|source| Error::ToJson { what: "metrics.json", source })?;
+        Ok(json + "\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Interval;
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn whole() -> Metrics {
+        let scores = |value: f64| {
+            ["rouge1", "rougeL"]
+                .into_iter()
+                .map(|name| (name, Interval { value, low: value - 1.0, high: value + 1.5 }))
+                .collect::<Scores>()
+        };
+        Metrics {
+            before: Some(scores(16.5)),
+            after: Some(scores(33.25)),
+            change: Some(scores(16.75)),
+            train: Some(TrainMetrics {
+                seconds: 600.5,
+                steps: 80,
+                epochs: 1.0,
+                examples: 640,
+                real_tokens: 100_000,
+                target_tokens: 9_000,
+                real_tokens_per_s: 166.5,
+                loss: vec![
+                    LoggedStep { step: 1, loss: 3.5, learning_rate: 2.5e-4, grad_norm: 1.5 },
+                    LoggedStep { step: 2, loss: f64::NAN, learning_rate: 5e-4, grad_norm: f64::INFINITY },
+                ],
+            }),
+            validation: Some(ValidationMetrics {
+                loss: 2.25,
+                loss_before: None,
+                examples: 100,
+                target_tokens: 1_000,
+            }),
+            generation: Some(GenerationMetrics {
+                prompts: 300,
+                new_tokens: 6_000,
+                seconds: 100.0,
+                new_tokens_per_s: 60.0,
+            }),
+            peak_rss_mib: Some(2_900.5),
+            trainable_parameters: Some(4_884_480),
+            total_parameters: Some(139_400_000),
+            time_to_first_step_s: Some(9.5),
+            cpu_features: Some(vec!["avx2".to_owned(), "fma".to_owned()]),
+        }
+    }
+
+    #[test]
+    fn keys_are_where_scripts_look_for_them() {
+        let json: Value = serde_json::from_str(&whole().to_json().unwrap()).unwrap();
+        for (path, expected) in [
+            ("/before/rougeL", json!(16.5)),
+            ("/before/rougeL_low", json!(15.5)),
+            ("/before/rougeL_high", json!(18.0)),
+            ("/before/rouge1", json!(16.5)),
+            ("/after/rougeL", json!(33.25)),
+            ("/after/rougeL_low", json!(32.25)),
+            ("/after/rougeL_high", json!(34.75)),
+            ("/train/seconds", json!(600.5)),
+            ("/train/real_tokens", json!(100_000)),
+            ("/train/real_tokens_per_s", json!(166.5)),
+            ("/train/loss/0", json!({"step": 1, "loss": 3.5, "learning_rate": 2.5e-4, "grad_norm": 1.5})),
+            ("/train/loss/1/loss", Value::Null),
+            ("/train/loss/1/grad_norm", Value::Null),
+            ("/validation/loss", json!(2.25)),
+            ("/generation/new_tokens_per_s", json!(60.0)),
+            ("/peak_rss_mib", json!(2900.5)),
+            ("/trainable_parameters", json!(4_884_480)),
+            ("/time_to_first_step_s", json!(9.5)),
+            ("/cpu_features", json!(["avx2", "fma"])),
+        ] {
+            assert_eq!(json.pointer(path), Some(&expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_absent() {
+        assert_eq!(Metrics::default().to_json().unwrap(), "{}\n");
+        let metrics = Metrics { train: Some(TrainMetrics::default()), ..Metrics::default() };
+        let json: Value = serde_json::from_str(&metrics.to_json().unwrap()).unwrap();
+        assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["train"]);
+    }
+
+    #[test]
+    fn is_read_back() {
+        let mut metrics = whole();
+        let again: Metrics = serde_json::from_str(&metrics.to_json().unwrap()).unwrap();
+        let step = again.train.as_ref().unwrap().loss[1];
+        assert!(step.loss.is_nan() && step.grad_norm.is_nan());
+        metrics.train.as_mut().unwrap().loss.truncate(1);
+        let again: Metrics = serde_json::from_str(&metrics.to_json().unwrap()).unwrap();
+        assert_eq!(again, metrics);
+    }
+}

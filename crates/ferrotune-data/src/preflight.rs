@@ -17,7 +17,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(mut counts: Vec<usize>) -> Self {
+    /// Of the given counts; all zero if there are none.
+    pub fn of(mut counts: Vec<usize>) -> Self {
         counts.sort_unstable();
         match (counts.first(), counts.get(counts.len().saturating_sub(1) / 2), counts.last()) {
             (Some(min), Some(median), Some(max)) => Self { min: *min, median: *median, max: *max },

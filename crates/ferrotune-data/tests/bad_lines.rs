@@ -273,6 +273,15 @@ fn the_limit_takes_the_first_examples() {
     let content = format!("{good}\n\n{good}\nbad\n{good}\n");
     assert_eq!(read_first(&content, Some(2)).unwrap().len(), 2);
     assert!(read_first(&content, Some(3)).is_err());
+    // A bad line is one of the first, and what follows it is not looked at.
+    match read_first(format!("bad\n{good}\nbad\n"), Some(1)) {
+        Err(Error::BadLines { problems, total: 1 }) => assert_eq!(problems[0].source.line, 1),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(
+        read_first(format!("bad\n{good}\nbad\n"), Some(2)),
+        Err(Error::BadLines { total: 1, .. })
+    ));
     assert!(read_first(&content, Some(0)).unwrap().is_empty());
     assert_eq!(read_first(format!("{good}\n"), Some(9)).unwrap().len(), 1);
 }

@@ -124,6 +124,16 @@ fn too_long_examples_are_all_named() {
     );
 }
 
+#[test]
+fn many_examples_keep_their_order() {
+    let tokenizer = TextTokenizer::from_dir(&fixtures().join("chatml")).unwrap();
+    let examples: Vec<Example> = examples().into_iter().cycle().take(500).collect();
+    let rows = tokenize_all(&examples, &tokenizer, NO_LIMIT).unwrap();
+    let single: Vec<_> =
+        examples.iter().map(|example| tokenize(example, &tokenizer, NO_LIMIT).unwrap()).collect();
+    assert_eq!(rows, single);
+}
+
 fn with_files(model: &str, change: impl Fn(&Path)) -> Result<TextTokenizer, Error> {
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixtures().join(model)).unwrap() {

@@ -117,7 +117,7 @@ fn card(index: usize, output: &Output) -> Markup {
                 span class="number" { "Prompt " (index + 1) }
                 @if let Some(change) = change(output) {
                     span class={ "delta " (if change > 0.05 { "up" } else if change < -0.05 { "down" } else { "level" }) } {
-                        (signed(change))
+                        "ROUGE-L " (signed(change))
                     }
                 }
             }
@@ -140,7 +140,7 @@ fn answer(
 ) -> Markup {
     let Some(text) = text else { return html! {} };
     let (text, left_out) = clip(text.trim(), ANSWER_CHARS);
-    let shared = reference.map(|reference| shared_words(reference, text)).unwrap_or_default();
+    let shared = reference.map(|reference| joined(text, shared_words(reference, text))).unwrap_or_default();
     html! {
         section class={ "answer " (class) } {
             h4 { (title) @if let Some(score) = score { span class="score" { (format!("{score:.0}")) } } }
@@ -205,6 +205,18 @@ fn shared_words(reference: &str, text: &str) -> Vec<(usize, usize)> {
     shared
 }
 
+/// Marks neighbours that only blanks divide as one.
+fn joined(text: &str, spans: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+    let mut joined: Vec<(usize, usize)> = vec![];
+    for (from, to) in spans {
+        match joined.last_mut() {
+            Some(last) if text[last.1..from].chars().all(|between| between == ' ') => last.1 = to,
+            _ => joined.push((from, to)),
+        }
+    }
+    joined
+}
+
 /// The text cut at the marked spans.
 fn pieces<'a>(text: &'a str, marked: &[(usize, usize)]) -> Vec<(&'a str, bool)> {
     let mut pieces = vec![];
@@ -234,6 +246,12 @@ mod tests {
         assert_eq!(shared("Größe der Liste", "GRÖSSE: größe, LISTE!"), ["größe", "LISTE"]);
         assert_eq!(shared("", "nothing"), Vec::<&str>::new());
         assert_eq!(shared("x", ""), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn neighbours_are_marked_as_one() {
+        let text = "a few words, more";
+        assert_eq!(joined(text, shared_words(text, text)), [(0, 11), (13, 17)]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn splits(splits: &[Split]) -> Markup {
             }
         }
         @if has_tokens || has_targets {
-            p class="note" { "Below the totals: the fewest, the median and the most of an example." }
+            p class="note" { "In small: the fewest, the median and the most tokens of an example." }
         }
     }
 }
@@ -111,7 +111,12 @@ fn marked(text: &str) -> Vec<(&str, bool)> {
 pub(super) fn recipe(recipe: &str) -> Markup {
     let (text, _) = clip(recipe.trim(), RECIPE_CHARS);
     html! {
-        pre class="recipe" tabindex="0" { code { (Untrusted(text)) } }
+        pre class="recipe" tabindex="0" {
+            @for (index, block) in text.split("\n\n").enumerate() {
+                @if index > 0 { "\n" }
+                code class="block" { (Untrusted(block)) "\n" }
+            }
+        }
         p class="note" { "With every default written out; it starts the same run again." }
     }
 }

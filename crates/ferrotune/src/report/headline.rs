@@ -33,7 +33,7 @@ pub(super) fn hero(metrics: &Metrics) -> Markup {
                 p class="gain" {
                     b class=(direction(change)) { (signed(change)) " points" }
                     @if let Some(interval) = row.change_interval {
-                        " \u{b7} 95 % interval " (signed(interval.low)) " to " (signed(interval.high))
+                        "95 % interval " (signed(interval.low)) " to " (signed(interval.high))
                     }
                 }
             }
@@ -95,7 +95,8 @@ pub(super) fn scores(report: &Report) -> Option<Markup> {
     let (has_before, has_after) = (has(|row| row.before.is_some()), has(|row| row.after.is_some()));
     let has_change = has(|row| row.change.is_some());
     let intervals = rows.iter().flat_map(|row| [row.before, row.after]).flatten();
-    let top = intervals.map(|interval| interval.high.max(interval.value)).fold(1.0, f64::max);
+    let top = intervals.map(|interval| interval.high.max(interval.value)).filter(|end| end.is_finite());
+    let top = (top.fold(1.0, f64::max) / 10.0).ceil() * 10.0;
     let x = Scale::new((0.0, top), (6.0, 294.0));
     Some(html! {
         div class="scroll" {
@@ -106,7 +107,7 @@ pub(super) fn scores(report: &Report) -> Option<Markup> {
                         @if has_before { th scope="col" class="number" { "Before" } }
                         @if has_after { th scope="col" class="number" { "After" } }
                         @if has_change { th scope="col" class="number" { "Change" } }
-                        th scope="col" class="plot" { (format!("0 to {top:.0}")) }
+                        th scope="col" class="plot" { div class="ends" { span { "0" } span { (format!("{top:.0}")) } } }
                     }
                 }
                 tbody {

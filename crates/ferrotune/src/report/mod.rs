@@ -38,6 +38,7 @@ pub use html::render;
 pub use metrics::{GenerationMetrics, LoggedStep, Metrics, TrainMetrics, ValidationMetrics};
 pub use scores::{Interval, Scores};
 pub use table::table;
+pub(crate) use text::duration;
 
 /// What `report.html` shows. A part that is absent or empty has no section.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -80,7 +80,7 @@ fn digits(value: f64) -> String {
 }
 
 /// `12 min 5 s`, `3 h 20 min`, `4.2 s`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

@@ -159,7 +159,10 @@ impl TrainableModel for TokenModel {
                 let noise = Tensor::from_slice(&key.uniform(logits.numel())).view_as(&logits);
                 logits += noise * self.noise;
             }
-            Mode::Eval => self.evaluations.set(self.evaluations.get() + 1),
+            Mode::Eval => {
+                assert!(!logits.requires_grad(), "an evaluation keeps nothing for a backward pass");
+                self.evaluations.set(self.evaluations.get() + 1);
+            }
         }
         let nll = logits.cross_entropy_loss(
             &Tensor::from_slice(&batch.targets),

@@ -1,18 +1,25 @@
 //! The nearest known name to a misspelt one.
 
-/// The candidate with the smallest edit distance to `name`, if that is small enough to be a slip of the hand:
-/// at most a third of the longer name's length. The earliest candidate wins a tie.
+/// The candidate that was probably meant by `name`.
+///
+/// That is the one with the smallest edit distance, if it is small enough to be a slip of the hand: at most a
+/// third of the longer name's length; else one that holds `name` as whole words, as `lora_alpha` holds `alpha`.
+/// The earliest candidate wins a tie.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Names come from the user; the distance is quadratic in their length.
     if name.len() > 100 {
         return None;
     }
-    candidates
-        .into_iter()
-        .map(|candidate| (distance(&name.to_lowercase(), candidate), candidate))
+    let name = name.to_lowercase();
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let near = candidates
+        .iter()
+        .map(|candidate| (distance(&name, candidate), *candidate))
         .filter(|(distance, candidate)| *distance <= name.chars().count().max(candidate.len()) / 3)
         .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+        .map(|(_, candidate)| candidate);
+    let words = format!("_{name}_");
+    near.or_else(|| candidates.into_iter().find(|candidate| format!("_{candidate}_").contains(&words)))
 }
 
 /// Edits between two names: insert, delete, replace or swap two neighbours (optimal string alignment).
@@ -53,7 +60,11 @@ mod tests {
         assert_eq!(nearest("learning_rat", known), Some("learning_rate"));
         assert_eq!(nearest("Learning_Rate", known), Some("learning_rate"));
         assert_eq!(nearest("lerning-rate", known), Some("learning_rate"));
+        assert_eq!(nearest("decay", known), Some("weight_decay"));
+        assert_eq!(nearest("rate", known), Some("learning_rate"));
+        assert_eq!(nearest("ecay", known), None);
         assert_eq!(nearest("optimizer", known), None);
+        assert_eq!(nearest("", known), None);
         assert_eq!(nearest(&"x".repeat(100_000), known), None);
     }
 }

@@ -72,9 +72,14 @@ pub(super) fn join(section: &str, key: &str) -> String {
     if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
 }
 
-/// The key that was probably meant: a similar one of the same section, the same name in another section,
+/// What people call a key that has another name.
+const OTHER_NAMES: [(&str, &str); 4] =
+    [("rank", "r"), ("lr", "learning_rate"), ("dtype", "compute_dtype"), ("num_epochs", "num_train_epochs")];
+
+/// The key that was probably meant: one that people call so, a similar one of the same section, the same name in another section,
 /// or a similar one anywhere.
 pub(super) fn nearest_key(section: &str, key: &str) -> Option<String> {
+    let key = OTHER_NAMES.into_iter().find(|(other, _)| *other == key).map_or(key, |(_, name)| name);
     if let Some(near) = nearest(key, keys_of(section).iter().copied()) {
         return Some(join(section, near));
     }

@@ -71,16 +71,18 @@ impl Source {
     /// Lays `--set section.key=value` over the file.
     pub(super) fn set(&mut self, text: &str, problems: &mut Vec<Problem>) {
         let place = Place::Override(text.to_owned());
-        let mut wrong = |kind| problems.push(Problem { place: place.clone(), kind });
-        let Some((key, value)) = text.split_once('=') else {
+        let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
             let message = "expected `section.key=value`, as in `training.learning_rate=1e-4`".to_owned();
-            return wrong(ProblemKind::Override { message });
+            return problems.push(Problem { place, kind: ProblemKind::Override { message } });
         };
         let (section, key) = match key.trim().split_once('.') {
             Some((section, key)) => (section.trim(), key.trim()),
             None => ("", key.trim()),
         };
-        if !SECTIONS.iter().any(|(known, _)| *known == section) {
+        // A dot with nothing before it leads to no section: only a key alone stands at the top.
+        let known =
+            SECTIONS.iter().any(|(known, _)| *known == section && !(known.is_empty() && key.is_empty()));
+        if !known {
             return problems.push(unknown_section(section, place));
         }
         // As TOML where it is TOML; a bare word is a string, for a shell eats the quotes.

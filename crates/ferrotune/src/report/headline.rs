@@ -48,7 +48,7 @@ pub(super) fn tiles(metrics: &Metrics) -> Markup {
         let steps = if train.steps == 1 { "step" } else { "steps" };
         tiles.push(("Training", duration(train.seconds), Some(format!("{} {steps}", grouped(train.steps)))));
         let tokens = Some(format!("{} tokens in all", count(train.real_tokens)));
-        tiles.push(("Tokens per second", rate(train.real_tokens_per_s), tokens));
+        tiles.push(("Tokens per s", rate(train.real_tokens_per_s), tokens));
     }
     if let Some(validation) = &metrics.validation {
         let before = validation.loss_before.map(|loss| format!("{loss:.2} before training"));
@@ -69,7 +69,7 @@ pub(super) fn tiles(metrics: &Metrics) -> Markup {
     }
     if let Some(generation) = &metrics.generation {
         let prompts = (generation.prompts > 0).then(|| format!("{} prompts", grouped(generation.prompts)));
-        tiles.push(("New tokens per second", rate(generation.new_tokens_per_s), prompts));
+        tiles.push(("New tokens per s", rate(generation.new_tokens_per_s), prompts));
     }
     html! {
         @if !tiles.is_empty() {

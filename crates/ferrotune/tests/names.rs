@@ -1,0 +1,28 @@
+//! The names that a recipe takes are those that the crates below know.
+
+use ferrotune::recipe::{COMPUTE_DTYPES, DEVICES, LR_SCHEDULER_TYPES, METRICS};
+
+#[test]
+fn metrics() {
+    let mut known = ferrotune::metrics::Metric::ALL.map(ferrotune::metrics::Metric::name).to_vec();
+    known.sort_unstable();
+    let mut taken = METRICS.to_vec();
+    taken.sort_unstable();
+    assert_eq!(taken, known);
+}
+
+#[test]
+fn schedules() {
+    assert_eq!(LR_SCHEDULER_TYPES, ferrotune::trainer::SchedulerType::ALL.map(|schedule| schedule.name()));
+}
+
+#[test]
+fn devices_and_dtypes() {
+    for device in DEVICES {
+        ferrotune::precision::parse_device(device).unwrap();
+    }
+    for dtype in COMPUTE_DTYPES {
+        let dtype: ferrotune::precision::ComputeDtype = dtype.parse().unwrap();
+        ferrotune::precision::DtypePolicy::for_compute(dtype).unwrap();
+    }
+}

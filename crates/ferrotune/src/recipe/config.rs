@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::check;
-use super::problem::{Place, Problem};
+use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
 use super::schema::{COMPUTE_DTYPES, DEVICES, LR_SCHEDULER_TYPES, METRICS};
 use super::sections::{
@@ -114,7 +114,8 @@ impl Recipe {
         let name = name.as_ref();
         let mut problems = vec![];
         let mut source = Source::parse(text, name, &mut problems);
-        if problems.is_empty() {
+        // After a syntax error nothing is known about the values.
+        if !problems.iter().any(|problem| matches!(problem.kind, ProblemKind::Syntax { .. })) {
             for text in overrides {
                 source.set(text, &mut problems);
             }

@@ -309,6 +309,12 @@ fn an_unknown_key_names_the_nearest_and_its_section() {
 }
 
 #[test]
+fn an_unknown_section_hides_no_other_problem() {
+    let found = problems(Recipe::parse("[xyzzy]\n[lora]\nr = 0", "recipe.toml", &["seed=-1".to_owned()]));
+    assert_eq!(found.len(), 6, "{found:?}");
+}
+
+#[test]
 fn text_that_is_no_toml_is_placed() {
     let found = problems(parse("seed = 1\n[lora\nr = 3\n"));
     assert!(found[0].starts_with("recipe.toml:2:6: not valid TOML: "), "{found:?}");

@@ -1,1 +1,56 @@
-//! Examples of ferrotune: see the files beside this package manifest.
+//! What the examples share: exit codes, devices, and a way to be interrupted.
+#![allow(clippy::print_stderr, reason = "command-line programs talk to their user")]
+
+use ferrotune::{
+    Error, Result,
+    job::{Assistant, default_cache_dir},
+    precision::{ComputeDtype, DtypePolicy, parse_device},
+};
+use std::{
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+/// 0 for success, 2 where the input is at fault, 1 for anything else; the error goes to standard error.
+pub fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if error.is_bad_input() { 2 } else { 1 })
+        }
+    }
+}
+
+/// A flag that Ctrl-C raises, for the program to stop at the next safe place; a second Ctrl-C ends it at once.
+pub fn interruption() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    // Registered first, so that it sees the flag as it was before this very signal.
+    let _ = signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, flag.clone());
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone());
+    flag
+}
+
+/// Sets libtorch's number of threads: all cores where none is given.
+pub fn use_threads(threads: Option<usize>) {
+    let all = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    tch::set_num_threads(threads.unwrap_or(all) as i32);
+}
+
+/// Loads a model in f32 with its tokenizer and, perhaps, an adapter.
+///
+/// # Errors
+/// As [`Assistant::load`] and [`Assistant::load_adapter`].
+pub fn load(model: &Path, adapter: Option<&Path>, device: &str) -> Result<Assistant> {
+    if !model.exists() {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(Error::Read { path: model.to_owned(), source });
+    }
+    let policy = DtypePolicy::for_compute(ComputeDtype::F32)?;
+    let mut assistant = Assistant::load(model, parse_device(device)?, policy, &default_cache_dir())?;
+    if let Some(adapter) = adapter {
+        assistant.load_adapter(adapter)?;
+    }
+    Ok(assistant)
+}

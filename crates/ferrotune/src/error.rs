@@ -61,6 +61,80 @@ pub enum Error {
         /// What the serialiser says.
         source: serde_json::Error,
     },
+
+    /// The output directory holds the results of another run.
+    #[error(
+        "{} holds another run ({found}); choose another `output_dir`, or set `overwrite_output_dir = true` to replace it",
+        path.display()
+    )]
+    OutputExists {
+        /// The directory.
+        path: PathBuf,
+        /// The entry by which it was recognised.
+        found: String,
+    },
+
+    /// The tokenizer has tokens that the model has no embedding for.
+    #[error(
+        "{}: the tokenizer has {tokens} tokens and the model only {embeddings} embeddings: they do not belong together",
+        model.display()
+    )]
+    VocabularyTooLarge {
+        /// The model directory.
+        model: PathBuf,
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the embedding.
+        embeddings: usize,
+    },
+
+    /// A test prompt leaves no room for its answer.
+    #[error(
+        "{example}: the prompt has {tokens} tokens; with `generation.max_new_tokens` = {max_new_tokens} that is more than \
+         the model's context of {context}: shorten the prompt or lower `max_new_tokens`"
+    )]
+    PromptTooLong {
+        /// The example, as `test.jsonl:3`.
+        example: String,
+        /// Tokens of its prompt.
+        tokens: usize,
+        /// Tokens that the answer may have.
+        max_new_tokens: usize,
+        /// Tokens of the model's context.
+        context: usize,
+    },
+
+    /// An error in the data or the tokenizer.
+    #[error(transparent)]
+    Data(#[from] ferrotune_data::Error),
+
+    /// An error in a fused function.
+    #[error(transparent)]
+    Kernels(#[from] ferrotune_kernels::Error),
+
+    /// An error in an adapter.
+    #[error(transparent)]
+    Lora(#[from] ferrotune_lora::Error),
+
+    /// An error in a metric.
+    #[error(transparent)]
+    Metrics(#[from] ferrotune_metrics::Error),
+
+    /// An error in the model.
+    #[error(transparent)]
+    Models(#[from] ferrotune_models::Error),
+
+    /// A device or dtype that this machine or version does not offer.
+    #[error(transparent)]
+    Precision(#[from] ferrotune_precision::Error),
+
+    /// An error in the training loop.
+    #[error(transparent)]
+    Trainer(#[from] ferrotune_trainer::Error),
+
+    /// libtorch failed, out of memory included.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
 }
 
 impl Error {
@@ -69,8 +143,41 @@ impl Error {
     #[must_use]
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Recipe { .. } | Self::TooLarge { .. } | Self::Read { .. } => true,
-            Self::Write { .. } | Self::RecipeToToml { .. } | Self::ToJson { .. } => false,
+            Self::Recipe { .. }
+            | Self::TooLarge { .. }
+            | Self::Read { .. }
+            | Self::OutputExists { .. }
+            | Self::VocabularyTooLarge { .. }
+            | Self::PromptTooLong { .. }
+            | Self::Data(_)
+            | Self::Metrics(_)
+            | Self::Precision(_) => true,
+            Self::Lora(error) => {
+                !matches!(error, ferrotune_lora::Error::Torch(_) | ferrotune_lora::Error::Kernel(_))
+            }
+            Self::Models(error) => {
+                use ferrotune_models::Error as Models;
+                let machine = matches!(
+                    error,
+                    Models::Torch(_)
+                        | Models::Kernel(_)
+                        | Models::SafetensorsWrite { .. }
+                        | Models::JsonWrite { .. }
+                );
+                !machine
+            }
+            Self::Trainer(error) => {
+                use ferrotune_trainer::Error as Trainer;
+                matches!(
+                    error,
+                    Trainer::InvalidArgument { .. }
+                        | Trainer::UnknownScheduler { .. }
+                        | Trainer::EmptyDataset { .. }
+                )
+            }
+            // A directory that cannot be made or written to was named by the user.
+            Self::Write { .. } => true,
+            Self::RecipeToToml { .. } | Self::ToJson { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
 }

@@ -9,7 +9,18 @@
 pub mod atomic;
 mod error;
 
+pub mod job;
+pub mod progress;
 pub mod recipe;
 pub mod report;
 
 pub use error::{Error, Result};
+
+pub use ferrotune_data as data;
+pub use ferrotune_kernels as kernels;
+pub use ferrotune_lora as lora;
+pub use ferrotune_metrics as metrics;
+pub use ferrotune_models as models;
+pub use ferrotune_precision as precision;
+pub use ferrotune_trainer as trainer;
+pub use tch;

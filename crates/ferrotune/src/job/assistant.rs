@@ -1,0 +1,169 @@
+//! A model with its tokenizer: answers prompts, scores completions.
+
+use crate::{Error, Result};
+use ferrotune_data::{Example, PackedBatch, TextTokenizer, Tokenized};
+use ferrotune_kernels::Mode;
+use ferrotune_lora::Adapter;
+use ferrotune_models::{CausalLm, GenerationConfig, ModelConfig, generate, import::hf_dir_for};
+use ferrotune_precision::DtypePolicy;
+use std::path::{Path, PathBuf};
+use tch::Device;
+
+use super::task::packed_inputs;
+
+/// A causal language model with its tokenizer and, perhaps, an adapter.
+#[derive(Debug)]
+pub struct Assistant {
+    /// The model.
+    pub model: CausalLm,
+    /// Its tokenizer and chat template.
+    pub tokenizer: TextTokenizer,
+    /// Tokens that end an answer.
+    pub stop_token_ids: Vec<i64>,
+    /// The adapter in use, at index 0 of the model.
+    pub adapter: Option<Adapter>,
+}
+
+/// An answer to a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its text, without special tokens and without white space at its ends.
+    pub text: String,
+    /// Number of its tokens, the end token not counted.
+    pub new_tokens: usize,
+}
+
+/// How likely a model finds a completion.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Summed negative log-likelihood of the target tokens, in nats.
+    pub nll: f64,
+    /// Number of target tokens.
+    pub target_tokens: usize,
+}
+
+/// Where imported models are kept: `$XDG_CACHE_HOME/ferrotune`, else `~/.cache/ferrotune`, else a folder of the temporary directory.
+pub fn default_cache_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_CACHE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("ferrotune")
+}
+
+impl Assistant {
+    /// Loads a Hugging Face model directory, or a `.gguf` file (imported once into `cache_dir`).
+    ///
+    /// # Errors
+    /// Those of the tokenizer, the configuration and the weights, each naming its file; [`Error::VocabularyTooLarge`] if the
+    /// tokenizer has tokens without an embedding.
+    pub fn load(path: &Path, device: Device, policy: DtypePolicy, cache_dir: &Path) -> Result<Self> {
+        let directory = hf_dir_for(path, cache_dir)?;
+        // What is small is checked before the weights are read.
+        let tokenizer = TextTokenizer::from_dir(&directory)?;
+        let config = ModelConfig::from_dir(&directory)?;
+        if tokenizer.vocab_size() as i64 > config.vocab_size {
+            return Err(Error::VocabularyTooLarge {
+                model: directory,
+                tokens: tokenizer.vocab_size(),
+                embeddings: config.vocab_size as usize,
+            });
+        }
+        let model = CausalLm::load(&directory, device, policy.weights().kind())?;
+        let mut stop_token_ids = config.eos_token_ids;
+        if stop_token_ids.is_empty() {
+            stop_token_ids.extend(tokenizer.eos_token_id().map(i64::from));
+        }
+        Ok(Self { model, tokenizer, stop_token_ids, adapter: None })
+    }
+
+    /// Adds a PEFT adapter and uses it from now on.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] if the adapter cannot be read or was made for another model.
+    pub fn load_adapter(&mut self, directory: &Path) -> Result<()> {
+        self.adapter = Some(ferrotune_lora::load(&mut self.model, "default", 0, directory, false)?);
+        Ok(())
+    }
+
+    /// Stop tokens as the tokenizer counts them.
+    pub(crate) fn stop_tokens(&self) -> Vec<u32> {
+        self.stop_token_ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect()
+    }
+
+    /// The token ids of each prompt, as its chat template renders it.
+    ///
+    /// # Errors
+    /// [`Error::Data`] names the example whose prompt cannot be rendered.
+    pub fn prompt_ids(&self, examples: &[Example]) -> Result<Vec<Vec<i64>>> {
+        let widen = |ids: Vec<u32>| ids.into_iter().map(i64::from).collect();
+        examples.iter().map(|example| Ok(widen(self.tokenizer.prompt_ids(example)?))).collect()
+    }
+
+    /// Answers prompts greedily; `on_token` sees the index of the prompt and each new token, and may stop everything by returning
+    /// `false`.
+    ///
+    /// # Errors
+    /// [`Error::Models`] if a prompt leaves no room for an answer in the model's context.
+    pub fn answer(
+        &self,
+        prompts: &[Vec<i64>],
+        max_new_tokens: usize,
+        batch_size: usize,
+        on_token: &mut dyn FnMut(usize, i64) -> bool,
+    ) -> Result<Vec<Answer>> {
+        let config = GenerationConfig {
+            max_new_tokens,
+            batch_size,
+            eos_token_ids: self.stop_token_ids.clone(),
+            adapter: self.adapter.as_ref().map(Adapter::index),
+        };
+        generate(&self.model, prompts, &config, on_token)?
+            .into_iter()
+            .map(|generated| {
+                let text = self.decode(&generated.token_ids)?;
+                Ok(Answer { text: text.trim().to_owned(), new_tokens: generated.token_ids.len() })
+            })
+            .collect()
+    }
+
+    /// The text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the tokenizer fails.
+    pub fn decode(&self, token_ids: &[i64]) -> Result<String> {
+        let ids: Vec<u32> = token_ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        Ok(self.tokenizer.decode(&ids, true)?)
+    }
+
+    /// Scores the completion of each row, in order; `on_done` hears how many rows are done.
+    ///
+    /// # Errors
+    /// [`Error::Models`] if a row does not fit the model.
+    pub fn score(
+        &self,
+        rows: &[Tokenized],
+        batch_size: usize,
+        on_done: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Score>> {
+        let _no_grad = tch::no_grad_guard();
+        let mut scores = Vec::with_capacity(rows.len());
+        for chunk in rows.chunks(batch_size.max(1)) {
+            let batch = PackedBatch::pack(&chunk.iter().collect::<Vec<_>>());
+            let inputs = packed_inputs(&batch, self.adapter.as_ref().map(Adapter::index))?;
+            let nll: Vec<f32> = Vec::try_from(self.model.target_nll(&inputs, Mode::Eval)?)?;
+            // Targets lie in the order of the rows, so each row takes the next of them.
+            let mut rest = nll.as_slice();
+            for row in chunk {
+                let (own, later) = rest.split_at(row.target_tokens().min(rest.len()));
+                scores.push(Score {
+                    nll: own.iter().map(|&nll| f64::from(nll)).sum(),
+                    target_tokens: own.len(),
+                });
+                rest = later;
+            }
+            on_done(scores.len());
+        }
+        Ok(scores)
+    }
+}

@@ -1,0 +1,87 @@
+//! Answers to the test prompts and their scores.
+
+use super::{Assistant, Observer};
+use crate::{
+    Result,
+    progress::Generating,
+    report::{GenerationMetrics, Interval, Scores},
+};
+use ferrotune_data::Example;
+use ferrotune_metrics::{Metric, evaluate_all, rouge::TextPair};
+use std::time::Instant;
+
+/// The test prompts, ready to be answered.
+pub(super) struct TestSet {
+    pub examples: Vec<Example>,
+    pub prompts: Vec<Vec<i64>>,
+    pub metrics: Vec<Metric>,
+    pub max_new_tokens: usize,
+    pub batch_size: usize,
+}
+
+/// Answers of one model.
+pub(super) struct Pass {
+    pub answers: Vec<String>,
+    pub scores: Scores,
+    pub generation: GenerationMetrics,
+}
+
+impl TestSet {
+    /// Answers every prompt and scores the answers.
+    pub fn run(&self, assistant: &Assistant, observer: &mut dyn Observer) -> Result<Option<Pass>> {
+        let start = Instant::now();
+        let (mut new_tokens, mut going) = (0, true);
+        let mut seen = vec![false; self.prompts.len()];
+        let mut begun = 0;
+        let answers =
+            assistant.answer(&self.prompts, self.max_new_tokens, self.batch_size, &mut |prompt, _| {
+                new_tokens += 1;
+                if !std::mem::replace(&mut seen[prompt], true) {
+                    begun += 1;
+                }
+                observer.generating(&Generating {
+                    prompts: begun,
+                    total_prompts: self.prompts.len(),
+                    new_tokens,
+                    seconds: start.elapsed().as_secs_f64(),
+                });
+                going = !observer.cancelled();
+                going
+            })?;
+        if !going {
+            return Ok(None);
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let new_tokens = answers.iter().map(|answer| answer.new_tokens as u64).sum();
+        let answers: Vec<String> = answers.into_iter().map(|answer| answer.text).collect();
+        let references = self.examples.iter().map(|example| example.completion.text());
+        let pairs: Vec<(&str, &str)> = references.zip(answers.iter().map(String::as_str)).collect();
+        let mut scores = Scores::default();
+        for (metric, estimate) in evaluate_all(&self.metrics, &pairs)? {
+            let interval = Interval { value: estimate.value, low: estimate.low, high: estimate.high };
+            scores.push(metric.to_string(), interval);
+        }
+        let generation = GenerationMetrics {
+            prompts: self.prompts.len() as u64,
+            new_tokens,
+            seconds,
+            new_tokens_per_s: new_tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+        };
+        Ok(Some(Pass { answers, scores, generation }))
+    }
+
+    /// The words of prompt `index`, without the marks of the chat template.
+    pub fn prompt_text(&self, index: usize) -> String {
+        match &self.examples[index].prompt {
+            ferrotune_data::Prompt::Text(text) => text.clone(),
+            ferrotune_data::Prompt::Messages(messages) => {
+                messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")
+            }
+        }
+    }
+}
+
+/// ROUGE-L of one answer, 0 to 100.
+pub(super) fn rouge_l(reference: &str, answer: &str) -> f64 {
+    100.0 * TextPair::new(reference, answer).rouge_l().fmeasure
+}

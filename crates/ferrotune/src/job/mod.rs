@@ -1,0 +1,16 @@
+//! The whole job over the crates: a recipe in; an adapter, numbers and a report out.
+//!
+//! [`run`] is what the `finetune` example does. Its parts serve programs that need less: [`Assistant`] loads a model with its
+//! tokenizer, answers prompts and scores completions; [`PackedDataset`] and [`CausalLmTask`] connect data and model to the trainer.
+
+mod assistant;
+mod evaluation;
+mod observers;
+mod output;
+mod run;
+mod task;
+
+pub use assistant::{Answer, Assistant, Score, default_cache_dir};
+pub use observers::{ForPeople, ForPrograms};
+pub use run::{Observer, RunOutcome, run};
+pub use task::{CausalLmTask, PackedDataset, packed_inputs};

@@ -1,0 +1,90 @@
+//! Observers for people and for programs.
+
+use super::Observer;
+use crate::progress::{Event, EventWriter, Generating, Progress, Step};
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Shows a run to a person: a bar on a terminal, a line now and then elsewhere.
+#[derive(Debug)]
+pub struct ForPeople {
+    progress: Progress,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl ForPeople {
+    /// Shows progress; the run stops when `cancelled` becomes true.
+    pub fn new(progress: Progress, cancelled: Arc<AtomicBool>) -> Self {
+        Self { progress, cancelled }
+    }
+}
+
+impl Observer for ForPeople {
+    fn stage(&mut self, name: &str) {
+        self.progress.stage(name);
+    }
+
+    fn note(&mut self, text: &str) {
+        self.progress.note(text);
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.progress.step(step);
+    }
+
+    fn generating(&mut self, generating: &Generating) {
+        self.progress.generating(generating);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells a run to a program, one JSON object a line; a program that stopped reading ends the run.
+#[derive(Debug)]
+pub struct ForPrograms<W> {
+    events: EventWriter<W>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl<W: Write> ForPrograms<W> {
+    /// Writes to `out`; the run stops when `cancelled` becomes true.
+    pub fn new(out: W, cancelled: Arc<AtomicBool>) -> Self {
+        Self { events: EventWriter::new(out), cancelled }
+    }
+
+    /// Writes one event.
+    pub fn tell(&mut self, event: &Event) {
+        if self.events.write(event).is_err() {
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<W: Write> Observer for ForPrograms<W> {
+    fn stage(&mut self, name: &str) {
+        self.tell(&Event::Stage { name });
+    }
+
+    fn note(&mut self, text: &str) {
+        self.tell(&Event::Note { text });
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.tell(&Event::from(step));
+    }
+
+    fn generating(&mut self, generating: &Generating) {
+        self.tell(&Event::from(generating));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}

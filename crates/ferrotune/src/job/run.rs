@@ -1,0 +1,392 @@
+//! The job: data, pre-flight, evaluation, training, evaluation, report.
+
+use super::{
+    Assistant, CausalLmTask, PackedDataset, default_cache_dir,
+    evaluation::{Pass, TestSet},
+    output::{OutputDirectory, outputs},
+};
+use crate::{
+    Error, Result,
+    progress::{Generating, Step},
+    recipe::{Recipe, TargetModules},
+    report::{Fact, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics},
+};
+use ferrotune_data::{Preflight, Spread, Tokenized, read_examples, tokenize_all};
+use ferrotune_kernels::RandomKey;
+use ferrotune_lora::{LoraConfig, inject};
+use ferrotune_metrics::Metric;
+use ferrotune_precision::{ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib};
+use ferrotune_trainer::{Callback, StepRecord, TrainOutcome, TrainPlan, Trainer, TrainingArguments};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Instant,
+};
+
+/// Hears how a run goes on. Every method does nothing unless it is given a body.
+#[expect(
+    unused_variables,
+    reason = "the defaults do nothing, and their parameters have the names that the docs use"
+)]
+pub trait Observer {
+    /// A new part of the work begins: a few words.
+    fn stage(&mut self, name: &str) {}
+
+    /// Something that the user should read: warnings, the pre-flight.
+    fn note(&mut self, text: &str) {}
+
+    /// An optimizer step is done.
+    fn step(&mut self, step: &Step) {}
+
+    /// A token was generated.
+    fn generating(&mut self, generating: &Generating) {}
+
+    /// Whether the run should stop at the next safe place.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// What a run leaves in memory; its files are in the recipe's `output_dir`.
+#[derive(Debug)]
+pub struct RunOutcome {
+    /// All numbers, as in `metrics.json`.
+    pub metrics: Metrics,
+    /// Whether the run was stopped before its end; then nothing was written.
+    pub cancelled: bool,
+}
+
+/// Runs a recipe from its data to its report.
+///
+/// Everything that can be known to be wrong is said before the model is loaded or the first step is made. The number of threads is
+/// libtorch's, for the whole process: the caller sets it (`tch::set_num_threads`) before anything is computed.
+/// `cancellation` is the flag that [`Observer::cancelled`] reads, if the caller has one: the training loop looks at it between
+/// micro-batches.
+///
+/// # Errors
+/// Those of every part, with file, line, field or tensor; [`Error::is_bad_input`] tells whether the user's input is at fault.
+pub fn run(
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+    cancellation: Arc<AtomicBool>,
+) -> Result<RunOutcome> {
+    let start = Instant::now();
+    recipe.validate()?;
+    recipe.check_paths(None)?;
+    let device = parse_device(&recipe.runtime.device)?;
+    let policy = DtypePolicy::for_compute(recipe.runtime.compute_dtype.parse::<ComputeDtype>()?)?;
+    let metrics: Vec<Metric> =
+        recipe.evaluation.metrics.iter().map(|name| name.parse()).collect::<std::result::Result<_, _>>()?;
+    let arguments = training_arguments(recipe)?;
+    arguments.validate()?;
+    let directory = OutputDirectory::prepare(&recipe.output_dir, recipe.overwrite_output_dir)?;
+    for warning in recipe.warnings() {
+        observer.note(&format!("warning: {warning}"));
+    }
+
+    observer.stage("reading data");
+    let data = &recipe.data;
+    let train = read_examples(&data.train, data.max_train)?;
+    let read = |file: &Option<_>, limit| -> Result<Option<Vec<_>>> {
+        Ok(file.as_ref().map(|file: &std::path::PathBuf| read_examples(file, limit)).transpose()?)
+    };
+    let validation = read(&data.validation, data.max_validation)?;
+    let test = read(&data.test, data.max_test)?;
+
+    observer.stage("loading model");
+    let mut assistant = Assistant::load(&recipe.model.path, device, policy, &default_cache_dir())?;
+    let context = usize::try_from(assistant.model.config().max_position_embeddings).unwrap_or(usize::MAX);
+    let max_length = data.max_length.min(context);
+    let rows = tokenize_all(&train, &assistant.tokenizer, max_length)?;
+    let validation_rows =
+        validation.as_ref().map(|rows| tokenize_all(rows, &assistant.tokenizer, max_length)).transpose()?;
+    let preflight = Preflight::new(&rows, &assistant.tokenizer, &assistant.stop_tokens(), max_length)?;
+    observer.note(&preflight.to_string());
+    preflight.check()?;
+    arguments.plan(rows.len())?;
+    let test = match test {
+        Some(examples) => {
+            let prompts = assistant.prompt_ids(&examples)?;
+            check_prompts(&examples, &prompts, recipe.generation.max_new_tokens, context)?;
+            let generation = &recipe.generation;
+            let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
+            Some(TestSet { examples, prompts, metrics, max_new_tokens, batch_size })
+        }
+        None => None,
+    };
+    let config = lora_config(recipe);
+    let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
+    let adapter = inject(&mut assistant.model, "default", 0, &config, key)?;
+
+    let evaluate = |assistant: &Assistant, label: &str, wanted: bool, observer: &mut dyn Observer| match &test
+    {
+        Some(test) if wanted => {
+            observer.stage(label);
+            test.run(assistant, observer)
+        }
+        _ => Ok(None),
+    };
+    let evaluation_start = Instant::now();
+    let before = evaluate(&assistant, "answers before training", recipe.evaluation.before, observer)?;
+    let evaluation_seconds = evaluation_start.elapsed().as_secs_f64();
+    if observer.cancelled() {
+        return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+    }
+
+    observer.stage("training");
+    let splits = splits(recipe, &rows, validation_rows.as_deref(), test.as_ref());
+    let train_set = PackedDataset::new(rows, recipe.seed);
+    let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
+    let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
+    let (outcome, plan) = {
+        let task = CausalLmTask::new(&assistant.model, &adapter);
+        let shared = Mutex::new(Training { observer: &mut *observer, plan: None });
+        let mut trainer = Trainer::new(&task, arguments, &train_set)?
+            .with_cancellation(cancellation)
+            .with_callback(Tell(&shared));
+        if let Some(validation_set) = &validation_set {
+            trainer = trainer.with_validation(validation_set);
+        }
+        let plan = *trainer.plan();
+        (trainer.train()?, plan)
+    };
+    if outcome.cancelled {
+        return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+    }
+    assistant.adapter = Some(adapter);
+    let after = evaluate(&assistant, "answers after training", recipe.evaluation.after, observer)?;
+    if observer.cancelled() {
+        return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+    }
+
+    observer.stage("writing results");
+    let metrics = Metrics {
+        before: before.as_ref().map(|pass| pass.scores.clone()),
+        after: after.as_ref().map(|pass| pass.scores.clone()),
+        train: Some(train_metrics(&outcome, &plan, &train_set)),
+        validation: outcome.validation.as_ref().map(|evaluation| ValidationMetrics {
+            loss: evaluation.loss,
+            loss_before: None,
+            examples: evaluation.examples as u64,
+            target_tokens: evaluation.target_tokens as u64,
+        }),
+        generation: after.as_ref().or(before.as_ref()).map(|pass| pass.generation.clone()),
+        peak_rss_mib: peak_rss_mib(),
+        trainable_parameters: assistant.adapter.as_ref().map(|adapter| adapter.parameter_count() as u64),
+        total_parameters: Some(assistant.model.parameter_count() as u64),
+        time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
+        cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
+        ..Metrics::default()
+    };
+    let report =
+        report(recipe, metrics, &preflight, splits, test.as_ref(), [before.as_ref(), after.as_ref()])?;
+    directory.clear()?;
+    if let Some(adapter) = &assistant.adapter {
+        adapter.save(directory.adapter())?;
+    }
+    directory.write("recipe.toml", recipe.to_toml()?)?;
+    if test.is_some() {
+        directory.write_predictions(&report.outputs)?;
+    }
+    directory.write_report(&report)?;
+    Ok(RunOutcome { metrics: report.metrics, cancelled: false })
+}
+
+/// Hands the trainer's events to the observer.
+struct Training<'a> {
+    observer: &'a mut dyn Observer,
+    plan: Option<TrainPlan>,
+}
+
+struct Tell<'a, 'b>(&'a Mutex<Training<'b>>);
+
+impl Callback for Tell<'_, '_> {
+    fn on_train_begin(
+        &mut self,
+        plan: &TrainPlan,
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).plan = Some(*plan);
+        Ok(())
+    }
+
+    fn on_step_end(
+        &mut self,
+        record: &StepRecord,
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Training { observer, plan } = &mut *training;
+        observer.step(&Step {
+            step: record.global_step,
+            total_steps: plan.map_or(0, |plan| plan.max_steps),
+            loss: record.loss,
+            learning_rate: record.learning_rate,
+            grad_norm: record.grad_norm,
+            tokens_per_s: record.tokens_per_s,
+        });
+        Ok(())
+    }
+}
+
+fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
+    let training = &recipe.training;
+    Ok(TrainingArguments {
+        num_train_epochs: training.num_train_epochs,
+        max_steps: training.max_steps,
+        per_device_train_batch_size: training.per_device_train_batch_size,
+        per_device_eval_batch_size: training.per_device_train_batch_size,
+        gradient_accumulation_steps: training.gradient_accumulation_steps,
+        learning_rate: training.learning_rate,
+        weight_decay: training.weight_decay,
+        max_grad_norm: training.max_grad_norm,
+        lr_scheduler_type: training.lr_scheduler_type.parse()?,
+        warmup_steps: training.warmup_steps,
+        logging_steps: training.logging_steps as f64,
+        seed: recipe.seed,
+        ..TrainingArguments::default()
+    })
+}
+
+fn lora_config(recipe: &Recipe) -> LoraConfig {
+    let lora = &recipe.lora;
+    LoraConfig {
+        rank: lora.r,
+        lora_alpha: lora.lora_alpha,
+        lora_dropout: lora.lora_dropout,
+        target_modules: match &lora.target_modules {
+            TargetModules::AllLinear => ferrotune_lora::TargetModules::AllLinear,
+            TargetModules::Named(names) => ferrotune_lora::TargetModules::Names(names.clone()),
+        },
+        base_model_name_or_path: Some(recipe.model.path.display().to_string()),
+        ..LoraConfig::default()
+    }
+}
+
+/// Demands room for an answer behind every test prompt, and names the first that leaves none.
+fn check_prompts(
+    examples: &[ferrotune_data::Example],
+    prompts: &[Vec<i64>],
+    max_new_tokens: usize,
+    context: usize,
+) -> Result<()> {
+    let long = examples.iter().zip(prompts).find(|(_, prompt)| prompt.len() + max_new_tokens > context);
+    match long {
+        None => Ok(()),
+        Some((example, prompt)) => Err(Error::PromptTooLong {
+            example: example.source.to_string(),
+            tokens: prompt.len(),
+            max_new_tokens,
+            context,
+        }),
+    }
+}
+
+fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &PackedDataset) -> TrainMetrics {
+    let step_examples = plan.per_device_train_batch_size * plan.gradient_accumulation_steps;
+    let whole_epochs = outcome.global_step / plan.steps_per_epoch.max(1);
+    let rest = (outcome.global_step % plan.steps_per_epoch.max(1)) * step_examples;
+    let targets: usize = data.rows().iter().map(Tokenized::target_tokens).sum();
+    let epochs = whole_epochs as f64 + rest as f64 / plan.examples.max(1) as f64;
+    TrainMetrics {
+        seconds: outcome.seconds,
+        steps: outcome.global_step as u64,
+        epochs,
+        examples: (whole_epochs * plan.examples + rest) as u64,
+        real_tokens: outcome.real_tokens as u64,
+        target_tokens: (targets as f64 * epochs).round() as u64,
+        real_tokens_per_s: outcome.tokens_per_s(),
+        loss: outcome
+            .history
+            .iter()
+            .map(|record| LoggedStep {
+                step: record.step as u64,
+                loss: record.loss,
+                learning_rate: record.learning_rate,
+                grad_norm: record.grad_norm,
+            })
+            .collect(),
+    }
+}
+
+fn splits(
+    recipe: &Recipe,
+    train: &[Tokenized],
+    validation: Option<&[Tokenized]>,
+    test: Option<&TestSet>,
+) -> Vec<Split> {
+    let of_rows = |name: &str, file: &Path, rows: &[Tokenized]| {
+        let tokens: Vec<usize> = rows.iter().map(|row| row.input_ids.len()).collect();
+        let targets: Vec<usize> = rows.iter().map(Tokenized::target_tokens).collect();
+        Split {
+            name: name.to_owned(),
+            file: file.display().to_string(),
+            examples: rows.len() as u64,
+            tokens: Some(tokens.iter().sum::<usize>() as u64),
+            target_tokens: Some(targets.iter().sum::<usize>() as u64),
+            tokens_per_example: Some(spread(tokens)),
+            target_tokens_per_example: Some(spread(targets)),
+        }
+    };
+    let mut splits = vec![of_rows("train", &recipe.data.train, train)];
+    if let (Some(file), Some(rows)) = (&recipe.data.validation, validation) {
+        splits.push(of_rows("validation", file, rows));
+    }
+    if let (Some(file), Some(test)) = (&recipe.data.test, test) {
+        splits.push(Split {
+            name: "test".to_owned(),
+            file: file.display().to_string(),
+            examples: test.examples.len() as u64,
+            ..Split::default()
+        });
+    }
+    splits
+}
+
+fn spread(counts: Vec<usize>) -> [u64; 3] {
+    let Spread { min, median, max } = Spread::of(counts);
+    [min as u64, median as u64, max as u64]
+}
+
+fn report(
+    recipe: &Recipe,
+    metrics: Metrics,
+    preflight: &Preflight,
+    splits: Vec<Split>,
+    test: Option<&TestSet>,
+    [before, after]: [Option<&Pass>; 2],
+) -> Result<Report> {
+    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let model = match name(&recipe.model.path) {
+        generic if generic == "hf" => recipe.model.path.parent().map(name).unwrap_or(generic),
+        own => own,
+    };
+    let modules = match &recipe.lora.target_modules {
+        TargetModules::AllLinear => "all linear layers".to_owned(),
+        TargetModules::Named(names) => names.join(", "),
+    };
+    let threads = tch::get_num_threads();
+    Ok(Report {
+        model,
+        data: recipe.data.train.display().to_string(),
+        method: Some(format!("LoRA r = {}, alpha = {} on {modules}", recipe.lora.r, recipe.lora.lora_alpha)),
+        metrics,
+        outputs: test.map(|test| outputs(test, before, after)).unwrap_or_default(),
+        outputs_file: test.map(|_| "predictions.jsonl".to_owned()),
+        splits,
+        preflight: Some(PreflightFacts {
+            rows: preflight.rows as u64,
+            rows_without_target: preflight.rows_without_target.len() as u64,
+            rows_cut: preflight.rows_cut.len() as u64,
+            rows_with_stop_target: preflight.rows_with_stop_target as u64,
+            marked_example: preflight.marked_example.clone(),
+            marked_source: preflight.marked_source.as_ref().map(ToString::to_string),
+        }),
+        recipe: Some(recipe.to_toml()?),
+        environment: vec![
+            Fact::new("ferrotune", env!("CARGO_PKG_VERSION")),
+            Fact::new("libtorch", "2.13 (tch 0.26)"),
+            Fact::new("device", &recipe.runtime.device),
+            Fact::new("compute dtype", &recipe.runtime.compute_dtype),
+            Fact::new("threads", threads.to_string()),
+        ],
+    })
+}

@@ -1,0 +1,102 @@
+//! What connects data and model to the trainer.
+
+use crate::Result;
+use ferrotune_data::{PackedBatch, Source, Tokenized, epoch_order};
+use ferrotune_kernels::{Mode, SequenceLayout};
+use ferrotune_lora::Adapter;
+use ferrotune_models::{CausalLm, PackedInputs};
+use ferrotune_trainer::{Dataset, TrainableModel};
+use tch::{Kind, Tensor};
+
+/// Tokenised examples as batches without padding, in torch's order for the seed.
+#[derive(Debug)]
+pub struct PackedDataset {
+    rows: Vec<Tokenized>,
+    seed: u64,
+}
+
+impl PackedDataset {
+    /// Epoch `e` sees the rows in the order of `torch.randperm` seeded with `seed + e`.
+    pub fn new(rows: Vec<Tokenized>, seed: u64) -> Self {
+        Self { rows, seed }
+    }
+
+    /// The rows, in the order of their file.
+    pub fn rows(&self) -> &[Tokenized] {
+        &self.rows
+    }
+}
+
+impl Dataset for PackedDataset {
+    type Batch = PackedBatch;
+
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn order(&self, epoch: usize) -> Vec<usize> {
+        epoch_order(self.rows.len(), self.seed.wrapping_add(epoch as u64))
+    }
+
+    fn batch(
+        &self,
+        indices: &[usize],
+    ) -> std::result::Result<PackedBatch, Box<dyn std::error::Error + Send + Sync>> {
+        let rows = indices.iter().map(|&index| self.rows.get(index).ok_or("an index beyond the data"));
+        Ok(PackedBatch::pack(&rows.collect::<std::result::Result<Vec<_>, _>>()?))
+    }
+}
+
+/// A packed batch as the model takes it, all sequences on one adapter.
+///
+/// # Errors
+/// [`Error::Kernels`](crate::Error::Kernels) if the batch holds an empty sequence.
+pub fn packed_inputs(batch: &PackedBatch, adapter: Option<usize>) -> Result<PackedInputs> {
+    let targets = batch.targets();
+    Ok(PackedInputs {
+        input_ids: batch.input_ids.clone(),
+        layout: SequenceLayout::from_cu_seqlens(&batch.cu_seqlens)?.with_adapter(adapter),
+        target_rows: targets.rows,
+        target_ids: targets.ids,
+    })
+}
+
+/// Next-token prediction by a frozen model with a trainable adapter.
+#[derive(Debug)]
+pub struct CausalLmTask<'a> {
+    model: &'a CausalLm,
+    adapter: &'a Adapter,
+}
+
+impl<'a> CausalLmTask<'a> {
+    /// Trains `adapter`, which is part of `model`.
+    pub fn new(model: &'a CausalLm, adapter: &'a Adapter) -> Self {
+        Self { model, adapter }
+    }
+}
+
+impl TrainableModel for CausalLmTask<'_> {
+    type Batch = PackedBatch;
+    type Error = crate::Error;
+
+    fn target_tokens(&self, batch: &PackedBatch) -> usize {
+        batch.target_tokens()
+    }
+
+    fn tokens(&self, batch: &PackedBatch) -> usize {
+        batch.tokens()
+    }
+
+    fn loss(&self, batch: &PackedBatch, mode: Mode) -> Result<Tensor> {
+        let inputs = packed_inputs(batch, Some(self.adapter.index()))?;
+        Ok(self.model.target_nll(&inputs, mode)?.f_sum(Kind::Float)?)
+    }
+
+    fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
+        self.adapter.named_parameters()
+    }
+
+    fn sources(&self, batch: &PackedBatch) -> Vec<String> {
+        batch.sources.iter().map(Source::to_string).collect()
+    }
+}

@@ -1,0 +1,98 @@
+//! One recipe, the whole job: data in, an evaluated PEFT adapter and a report out.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
+
+use clap::Parser;
+use ferrotune::{
+    Result,
+    job::{ForPeople, ForPrograms, run},
+    progress::{Event, Progress},
+    recipe::Recipe,
+    report::table,
+};
+use ferrotune_examples::{exit_code, interruption, use_threads};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml
+  cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml \\
+    --set output_dir=runs/short --set training.max_steps=10 --set data.max_test=20
+
+Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 130 interrupted, 1 anything else.";
+
+/// Fine-tune a Llama or Mistral model with LoRA, as a recipe says.
+#[derive(Parser)]
+#[command(after_help = EXAMPLES)]
+struct Arguments {
+    /// The recipe, a TOML file.
+    recipe: PathBuf,
+    /// Override a key of the recipe; can be given again.
+    #[arg(long = "set", value_name = "section.key=value")]
+    set: Vec<String>,
+    /// Write one JSON object a line to standard output instead of a progress bar.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let interrupted = interruption();
+    let result = if arguments.json {
+        let mut observer = ForPrograms::new(std::io::stdout(), interrupted.clone());
+        let result = finetune_json(&arguments, &mut observer, interrupted);
+        if let Err(error) = &result {
+            observer.tell(&Event::Error { message: &error.to_string() });
+        }
+        result
+    } else {
+        finetune(&arguments, interrupted)
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("interrupted: nothing was written");
+            ExitCode::from(130)
+        }
+        Err(error) => exit_code(Err(error)),
+    }
+}
+
+fn load_recipe(arguments: &Arguments) -> Result<Recipe> {
+    let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
+    recipe.check_paths(Some(&arguments.recipe))?;
+    use_threads(recipe.runtime.threads);
+    Ok(recipe)
+}
+
+/// Whether the run came to its end.
+fn finetune(arguments: &Arguments, interrupted: Arc<AtomicBool>) -> Result<bool> {
+    let recipe = load_recipe(arguments)?;
+    let outcome = {
+        let mut observer = ForPeople::new(Progress::stderr(), interrupted.clone());
+        run(&recipe, &mut observer, interrupted)?
+    };
+    if !outcome.cancelled {
+        println!("{}", table(&outcome.metrics));
+        let directory = recipe.output_dir.display();
+        println!("adapter, metrics.json, predictions and report.html are in {directory}");
+    }
+    Ok(!outcome.cancelled)
+}
+
+fn finetune_json(
+    arguments: &Arguments,
+    observer: &mut ForPrograms<std::io::Stdout>,
+    interrupted: Arc<AtomicBool>,
+) -> Result<bool> {
+    let recipe = load_recipe(arguments)?;
+    let outcome = run(&recipe, observer, interrupted)?;
+    if !outcome.cancelled {
+        let output_dir = recipe.output_dir.display().to_string();
+        observer.tell(&Event::Done { output_dir: &output_dir, metrics: Some(&outcome.metrics) });
+    }
+    Ok(!outcome.cancelled)
+}

@@ -10,7 +10,7 @@ pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The page may apply this one style sheet and nothing else: no script, image, font, frame, form or request,
 /// whatever a model wrote. A test holds the hash to the sheet.
-pub(super) const STYLE_SHA256: &str = "mPNyz+JepJa6LwTfGNq8awVYI8yu08WE8tH/4N5aFso=";
+pub(super) const STYLE_SHA256: &str = "LrBHErja6hGkE5BbH81Xl8BfIvIJccbx413GwxXu2VU=";
 
 /// The report as one HTML page that needs no other file: to open, to print, to send on.
 ///
@@ -22,8 +22,10 @@ pub fn render(report: &Report) -> String {
     let title = title(report);
     let policy =
         format!("default-src 'none'; style-src 'sha256-{STYLE_SHA256}'; base-uri 'none'; form-action 'none'");
+    let both = report.metrics.before.is_some() && report.metrics.after.is_some();
+    let score_title = if both { "Before and after" } else { "Scores" };
     let sections: [(&str, Option<Markup>); 6] = [
-        ("Before and after", headline::scores(report)),
+        (score_title, headline::scores(report)),
         ("Training", loss(report)),
         ("Outputs", outputs(report)),
         ("Data", facts::data(report)),

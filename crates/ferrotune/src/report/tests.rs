@@ -139,7 +139,7 @@ fn a_part_without_data_has_no_section() {
             .collect();
         titles.join(", ")
     };
-    assert_eq!(with(|report| report.metrics.after = score(30.0)), "Before and after");
+    assert_eq!(with(|report| report.metrics.after = score(30.0)), "Scores");
     assert_eq!(with(|report| report.metrics.train = Some(TrainMetrics::default())), "");
     assert_eq!(with(|report| report.metrics.train = filled_with("x").metrics.train), "Training");
     assert_eq!(with(|report| report.outputs = filled_with("x").outputs), "Outputs");

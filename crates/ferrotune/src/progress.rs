@@ -147,7 +147,11 @@ impl Progress {
         if let Sink::Bar(bar) = &mut self.sink
             && let Some(bar) = bar.take()
         {
-            bar.abandon();
+            // Left to itself the bar would end its line only where it guesses the terminal's width right.
+            let (done, total, text) = (bar.position(), bar.length().unwrap_or_default(), bar.message());
+            let unit = bar.prefix();
+            bar.finish_and_clear();
+            let _ = writeln!(io::stderr(), "{unit} {done}/{total}  {text}");
         }
     }
 
@@ -192,10 +196,11 @@ impl fmt::Debug for Progress {
 }
 
 fn new_bar(unit: &str, total: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-    let template = format!("{{bar:24.cyan/dim}} {unit} {{pos}}/{{len}}  {{msg}}");
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr())
+        .with_prefix(unit.to_owned());
+    let template = "{bar:24.cyan/dim} {prefix} {pos}/{len}  {msg}";
     // A template of ours that does not parse would be a bar without style, not a failed run.
-    if let Ok(style) = ProgressStyle::with_template(&template) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("━╸─"));
     }
     bar

@@ -81,11 +81,11 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOp
         // A single query sees everything in its window: no mask at all.
         let start = options.sliding_window.map_or(0, |window| (total - window).max(0));
         let (k, v) = (k.f_narrow(0, start, total - start)?, v.f_narrow(0, start, total - start)?);
-        return Ok(from_heads(&attend(&heads(q)?, &heads(&k)?, &heads(&v)?, false, None, options.scale)?.0)?);
+        return from_heads(&attend(&heads(q)?, &heads(&k)?, &heads(&v)?, false, None, options.scale)?.0);
     }
     let mask = segment_mask(new, total - new, options, q)?;
     let causal = mask.is_none();
-    Ok(from_heads(&attend(&heads(q)?, &heads(k)?, &heads(v)?, causal, mask.as_ref(), options.scale)?.0)?)
+    from_heads(&attend(&heads(q)?, &heads(k)?, &heads(v)?, causal, mask.as_ref(), options.scale)?.0)
 }
 
 fn check_heads(function: &'static str, q: &Tensor, kv_heads: i64) -> Result<()> {

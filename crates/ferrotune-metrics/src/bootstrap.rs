@@ -66,12 +66,22 @@ impl Bootstrap {
         statistics: &[[f64; N]],
         score: impl Fn(&[f64; N], usize) -> f64,
     ) -> Result<Estimate> {
+        let (value, scores) = self.resampled(statistics, score)?;
+        Ok(self.interval(value, scores))
+    }
+
+    /// The score of the examples, and that of each resample. Resample `r` of as many examples draws the same places, whatever
+    /// their statistics, so that two systems on the same examples can be compared resample by resample.
+    pub(crate) fn resampled<const N: usize>(
+        &self,
+        statistics: &[[f64; N]],
+        score: impl Fn(&[f64; N], usize) -> f64,
+    ) -> Result<(f64, Vec<f64>)> {
         let count = statistics.len();
         if count == 0 {
             return Err(Error::NoExamples);
         }
-        let value = score(&sum(statistics.iter()), count);
-        let mut scores: Vec<f64> = (0..self.resamples as u64)
+        let scores = (0..self.resamples as u64)
             .map(|resample| {
                 let key = mix(self.seed ^ mix(resample));
                 let drawn =
@@ -79,12 +89,17 @@ impl Bootstrap {
                 score(&sum(drawn), count)
             })
             .collect();
+        Ok((score(&sum(statistics.iter()), count), scores))
+    }
+
+    /// The middle share of the resamples' scores around the value.
+    pub(crate) fn interval(&self, value: f64, mut scores: Vec<f64>) -> Estimate {
         if scores.is_empty() {
-            return Ok(Estimate { value, low: value, high: value });
+            return Estimate { value, low: value, high: value };
         }
         scores.sort_unstable_by(f64::total_cmp);
         let tail = (1.0 - self.confidence.clamp(0.0, 1.0)) / 2.0;
-        Ok(Estimate { value, low: quantile(&scores, tail), high: quantile(&scores, 1.0 - tail) })
+        Estimate { value, low: quantile(&scores, tail), high: quantile(&scores, 1.0 - tail) }
     }
 }
 

@@ -14,7 +14,7 @@ pub mod rouge;
 
 pub use bootstrap::{Bootstrap, Estimate};
 pub use error::{BadLine, Error, Result};
-pub use metric::{Metric, evaluate, evaluate_all};
+pub use metric::{Metric, compare, evaluate, evaluate_all};
 pub use perplexity::perplexity;
 pub use predictions::{Prediction, read_predictions};
 pub use report::write_metrics;

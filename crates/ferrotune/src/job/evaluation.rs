@@ -7,7 +7,7 @@ use crate::{
     report::{GenerationMetrics, Interval, Scores},
 };
 use ferrotune_data::Example;
-use ferrotune_metrics::{Metric, evaluate_all, rouge::TextPair};
+use ferrotune_metrics::{Metric, compare, evaluate_all, rouge::TextPair};
 use std::time::Instant;
 
 /// The test prompts, ready to be answered.
@@ -68,6 +68,20 @@ impl TestSet {
             new_tokens_per_s: new_tokens as f64 / seconds.max(f64::MIN_POSITIVE),
         };
         Ok(Some(Pass { answers, scores, generation }))
+    }
+
+    /// What training changed, each metric with its paired interval.
+    pub fn change(&self, before: &Pass, after: &Pass) -> Result<Scores> {
+        let triples: Vec<(&str, &str, &str)> = (0..self.examples.len())
+            .map(|i| (self.examples[i].completion.text(), before.answers[i].as_str(), after.answers[i].as_str()))
+            .collect();
+        let mut scores = Scores::default();
+        for &metric in &self.metrics {
+            let estimate = compare(metric, &triples)?;
+            let interval = Interval { value: estimate.value, low: estimate.low, high: estimate.high };
+            scores.push(metric.to_string(), interval);
+        }
+        Ok(scores)
     }
 
     /// The words of prompt `index`, without the marks of the chat template.

@@ -160,9 +160,14 @@ pub fn run(
     }
 
     observer.stage("writing results");
+    let change = match (&test, &before, &after) {
+        (Some(test), Some(before), Some(after)) => Some(test.change(before, after)?),
+        _ => None,
+    };
     let metrics = Metrics {
         before: before.as_ref().map(|pass| pass.scores.clone()),
         after: after.as_ref().map(|pass| pass.scores.clone()),
+        change,
         train: Some(train_metrics(&outcome, &plan, &train_set)),
         validation: outcome.validation.as_ref().map(|evaluation| ValidationMetrics {
             loss: evaluation.loss,
@@ -387,6 +392,7 @@ fn report(
             Fact::new("device", &recipe.runtime.device),
             Fact::new("compute dtype", &recipe.runtime.compute_dtype),
             Fact::new("threads", threads.to_string()),
+            Fact::new("system", format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH)),
         ],
     })
 }

@@ -1,0 +1,147 @@
+//! Ctrl-C and readers that go away: a program ends in good order and leaves whole files only.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+
+mod common;
+
+use common::{Job, command, finish, signal, snapshot};
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+fn start(job: &Job, name: &str, arguments: &[&str]) -> Child {
+    let mut command = command(name, job.folder(), arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Reads lines until one holds `text`; gives back the reader, so that the program can go on writing.
+fn wait_for<R: Read>(out: R, text: &str) -> BufReader<R> {
+    let mut reader = BufReader::new(out);
+    let mut line = String::new();
+    while !line.contains(text) {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "the program ended before `{text}`");
+    }
+    reader
+}
+
+/// Interrupts a program once it has written `text` to standard output, and expects 130 and no new file.
+#[track_caller]
+fn interrupted_at(job: &Job, settings: &[&str], text: &str) {
+    let before = snapshot(job.folder());
+    let mut child = start(job, "finetune", &[&["--json"], &job.finetune_arguments(settings)[..]].concat());
+    let mut rest = wait_for(child.stdout.take().unwrap(), text);
+    signal(child.id(), "INT");
+    let drain = thread::spawn(move || rest.read_to_end(&mut Vec::new()));
+    let run = finish(child);
+    drain.join().unwrap().unwrap();
+    run.ended_with(130);
+    assert!(run.stderr.contains("interrupted: nothing was written"), "{run}");
+    assert!(before == snapshot(job.folder()), "files were left behind");
+}
+
+#[test]
+fn an_interrupted_training_writes_nothing() {
+    let job = Job::new();
+    interrupted_at(&job, &["training.max_steps=1000000", "evaluation.before=false"], "\"step\":3");
+}
+
+#[test]
+fn an_interrupted_generation_writes_nothing() {
+    let job = Job::new();
+    let many = [("the cat sat on the mat", "one"); 3000];
+    job.write_examples("test.jsonl", &many);
+    interrupted_at(&job, &["generation.max_new_tokens=64"], "\"event\":\"generation\"");
+
+    let arguments =
+        ["--input", "test.jsonl", "--output", "o.jsonl", "--threads", "1", "--max-new-tokens", "64"];
+    let model = common::model().to_str().unwrap();
+    let mut child = start(&job, "generate", &[&["--model", model], &arguments[..]].concat());
+    let mut rest = wait_for(child.stderr.take().unwrap(), "prompt ");
+    signal(child.id(), "INT");
+    let drain = thread::spawn(move || {
+        let mut text = String::new();
+        rest.read_to_string(&mut text).map(|_| text)
+    });
+    finish(child).ended_with(130);
+    let stderr = drain.join().unwrap().unwrap();
+    assert!(stderr.contains("interrupted: nothing was written"), "{stderr}");
+    assert!(!job.path("o.jsonl").exists());
+}
+
+#[test]
+fn a_second_interrupt_ends_a_program_at_once() {
+    let job = Job::new();
+    // A template that takes its time, and is not asked about interruptions: a minute or more for these examples.
+    let model = job.own_model();
+    let slow = format!(
+        "{{% for a in range(400) %}}{{% for b in range(1000) %}}{{% endfor %}}{{% endfor %}}{}",
+        common::CHAT_TEMPLATE
+    );
+    std::fs::write(model.join("chat_template.jinja"), slow).unwrap();
+    job.write_examples("train.jsonl", &[("the cat", "the dog"); 5000]);
+    let mut child = start(&job, "finetune", &[&["--json"], &job.finetune_arguments(&[])[..]].concat());
+    let mut rest = wait_for(child.stdout.take().unwrap(), "loading model");
+    let start = Instant::now();
+    // Two signals that come too close count as one, so it is sent until the program is gone.
+    while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(20) {
+        signal(child.id(), "INT");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let _ = rest.read_to_end(&mut Vec::new());
+    let run = finish(child);
+    run.ended_with(130);
+    assert!(seconds < 10.0, "{seconds}");
+    assert!(run.stderr.is_empty(), "it ended where it stood: {run}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let job = Job::new();
+    // The first event is read, the rest has no reader.
+    let mut child =
+        start(&job, "finetune", &["--json", "recipe.toml", "--set", "training.max_steps=1000000"]);
+    drop(wait_for(child.stdout.take().unwrap(), "{"));
+    let run = finish(child);
+    run.ended_with(130);
+    assert!(!job.path("out").exists());
+
+    let model = common::model().to_str().unwrap();
+    let tool = ["--model", model, "--threads", "1"];
+    let files = ["--input", "test.jsonl", "--output", "o.jsonl"];
+    let prompt = ["--prompt", "the cat", "--max-new-tokens", "40"];
+    let few = ["--max-new-tokens", "4"];
+    for (name, arguments) in [
+        ("finetune", vec!["recipe.toml"]),
+        ("generate", [&tool[..], &prompt].concat()),
+        ("generate", [&tool[..], &files, &few].concat()),
+        ("score", [&tool[..], &files].concat()),
+        ("evaluate", vec!["--input", "o.jsonl", "--prediction-field", "reference"]),
+        (
+            "import",
+            vec!["--gguf", common::tiny_gguf().to_str().unwrap().to_owned().leak(), "--output", "imported"],
+        ),
+    ] {
+        if name == "evaluate" {
+            job.tool("generate", &[&files[..], &few].concat()).succeeded();
+        }
+        let mut child = start(&job, name, &arguments);
+        drop(child.stdout.take());
+        finish(child).ended_with(0);
+    }
+    assert!(job.path("out/report.html").exists() && job.path("o.jsonl").exists());
+
+    // Neither is one that does not listen to errors.
+    for (name, arguments) in
+        [("finetune", vec!["absent.toml"]), ("score", [&["--model", "gone"], &files[..]].concat())]
+    {
+        let mut child = start(&job, name, &arguments);
+        drop(child.stderr.take());
+        finish(child).ended_with(2);
+    }
+}

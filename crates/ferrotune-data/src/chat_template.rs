@@ -99,7 +99,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// - [`Error::TemplateRaised`] if the template refuses the messages with `raise_exception`
-    /// - [`Error::TemplateRender`] if it fails, or does not come to an end
+    /// - [`Error::TemplateEndless`] if it does not come to an end
+    /// - [`Error::TemplateRender`] if it fails
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let mut variables: BTreeMap<&str, Value> = self
             .special_tokens
@@ -111,9 +112,13 @@ impl ChatTemplate {
         variables.insert("tools", Value::from(()));
         variables.insert("documents", Value::from(()));
         let rendered = self.environment.get_template(NAME).and_then(|template| template.render(variables));
-        rendered.map_err(|error| match raised(&error) {
-            Some(message) => Error::TemplateRaised { message },
-            None => Error::TemplateRender { line: error.line().unwrap_or(1), cause: words(&error) },
+        rendered.map_err(|error| {
+            let line = error.line().unwrap_or(1);
+            match raised(&error) {
+                Some(message) => Error::TemplateRaised { message },
+                None if error.kind() == ErrorKind::OutOfFuel => Error::TemplateEndless { line, steps: FUEL },
+                None => Error::TemplateRender { line, cause: words(&error) },
+            }
         })
     }
 }

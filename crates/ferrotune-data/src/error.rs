@@ -90,6 +90,28 @@ pub enum Error {
         /// What went wrong.
         cause: String,
     },
+    /// A chat template that does not come to an end.
+    #[error(
+        "chat template, line {line}: it does not come to an end within {steps} steps: is there a loop over too much, or a \
+         macro that calls itself?"
+    )]
+    TemplateEndless {
+        /// Line within the template at which it was stopped.
+        line: usize,
+        /// The steps that it may take.
+        steps: u64,
+    },
+    /// The chat template of a model directory is not valid.
+    #[error("{}{}: {cause}", path.display(), field.map(|field| format!(", `{field}`")).unwrap_or_default())]
+    BadChatTemplate {
+        /// The file that holds it.
+        path: PathBuf,
+        /// The field of that file, unless the file is the template.
+        field: Option<&'static str>,
+        /// What is wrong with it.
+        #[source]
+        cause: Box<Error>,
+    },
     /// The chat template itself refused the messages with `raise_exception`.
     #[error("the chat template refuses the messages: {message}")]
     TemplateRaised {

@@ -25,5 +25,5 @@ pub use order::epoch_order;
 pub use pack::{PackedBatch, Targets};
 pub use preflight::{Preflight, Spread};
 pub use source::Source;
-pub use tokenize::{IGNORE, Tokenized, tokenize, tokenize_all};
+pub use tokenize::{IGNORE, Tokenized, prompt_ids_all, tokenize, tokenize_all};
 pub use tokenizer::TextTokenizer;

@@ -1,5 +1,7 @@
 //! Examples to token ids and labels.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::error::MAX_LISTED;
 use crate::{Completion, Error, Example, Prompt, Result, Source, TextTokenizer};
 
@@ -62,20 +64,59 @@ pub fn tokenize(example: &Example, tokenizer: &TextTokenizer, max_length: usize)
 /// Turns all examples into token ids and labels, in order, and reports all bad ones at once. Works on all cores.
 ///
 /// # Errors
-/// [`Error::BadExamples`] with the first 20 problems (see [`tokenize`]) and their number.
+/// [`Error::BadExamples`] with the first 20 problems (see [`tokenize`]) and their number; [`Error::NoChatTemplate`]; an
+/// [`Error::Example`] alone if the chat template does not come to an end for it.
 pub fn tokenize_all(
     examples: &[Example],
     tokenizer: &TextTokenizer,
     max_length: usize,
 ) -> Result<Vec<Tokenized>> {
-    let (mut rows, mut problems, mut total) = (Vec::with_capacity(examples.len()), Vec::new(), 0);
-    for result in in_parallel(examples, |example| tokenize(example, tokenizer, max_length)) {
+    in_parallel(examples, |example| tokenize(example, tokenizer, max_length))
+}
+
+/// The token ids of the prompts of all examples, in order; bad ones are reported as by [`tokenize_all`].
+///
+/// # Errors
+/// [`Error::BadExamples`] with the first 20 problems (see [`TextTokenizer::prompt_ids`]) and their number;
+/// [`Error::NoChatTemplate`]; an [`Error::Example`] alone if the chat template does not come to an end for it.
+pub fn prompt_ids_all(examples: &[Example], tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>> {
+    in_parallel(examples, |example| {
+        tokenizer.prompt_ids(example).map_err(|error| error.in_example(&example.source))
+    })
+}
+
+/// The results of `work`, in the order of the items, or their problems.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let chunk = items.len().div_ceil(threads).max(64);
+    // A problem that every example has, or that takes its time to show, is told without a look at the rest.
+    let hopeless = AtomicBool::new(false);
+    let work = |item: &T| {
+        let result = work(item);
+        if matches!(&result, Err(error) if is_hopeless(error)) {
+            hopeless.store(true, Ordering::Relaxed);
+        }
+        result
+    };
+    let until_hopeless = |items: &[T]| -> Vec<Result<R>> {
+        items.iter().take_while(|_| !hopeless.load(Ordering::Relaxed)).map(work).collect()
+    };
+    let results: Vec<Result<R>> = std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            items.chunks(chunk).map(|chunk| scope.spawn(move || until_hopeless(chunk))).collect();
+        let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<Result<R>>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().flat_map(join).collect()
+    });
+    let (mut rows, mut problems, mut total) = (Vec::with_capacity(items.len()), Vec::new(), 0);
+    for result in results {
         match result {
             Ok(row) => rows.push(row),
-            // Not the fault of an example: the same for every one.
             Err(Error::Example { cause, .. }) if matches!(*cause, Error::NoChatTemplate { .. }) => {
                 return Err(*cause);
             }
+            Err(problem) if is_hopeless(&problem) => return Err(problem),
             Err(problem) => {
                 total += 1;
                 if problems.len() < MAX_LISTED {
@@ -87,21 +128,10 @@ pub fn tokenize_all(
     if total > 0 { Err(Error::BadExamples { problems, total }) } else { Ok(rows) }
 }
 
-/// The results of `work`, in the order of the items.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let chunk = items.len().div_ceil(threads).max(64);
-    let work = &work;
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = items
-            .chunks(chunk)
-            .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<R>>()))
-            .collect();
-        let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<R>>| {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        workers.into_iter().flat_map(join).collect()
-    })
+/// Whether the examples that are left need not be tried.
+fn is_hopeless(error: &Error) -> bool {
+    matches!(error, Error::Example { cause, .. }
+        if matches!(**cause, Error::NoChatTemplate { .. } | Error::TemplateEndless { .. }))
 }
 
 /// Token ids of prompt and completion, and how many of them the prompt alone shares.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::{AddedToken, Tokenizer};
 
-use crate::tokenizer_config::TokenizerConfig;
+use crate::tokenizer_config::{TemplateSource, TokenizerConfig};
 use crate::{ChatTemplate, Error, Example, Prompt, Result};
 
 /// The tokenizer of a Hugging Face model directory, with its special tokens and its chat template.
@@ -34,7 +34,7 @@ impl TextTokenizer {
     /// `chat_template`; of several named templates `default` is taken.
     ///
     /// # Errors
-    /// [`Error::MissingFile`], [`Error::Io`], [`Error::BadTokenizerFile`]; [`Error::TemplateSyntax`] if the chat template is
+    /// [`Error::MissingFile`], [`Error::Io`], [`Error::BadTokenizerFile`]; [`Error::BadChatTemplate`] if the chat template is
     /// not valid. A missing chat template is no error until messages are to be rendered.
     pub fn from_dir(directory: &Path) -> Result<Self> {
         let path = directory.join("tokenizer.json");
@@ -60,7 +60,14 @@ impl TextTokenizer {
         let config = TokenizerConfig::from_dir(directory)?;
         add_missing_tokens(&mut tokenizer, &config, &path)?;
         let template = match &config.chat_template {
-            Some(source) => Some(ChatTemplate::new(source, config.special_tokens.clone())?),
+            Some(TemplateSource { text, path, field }) => {
+                let template = ChatTemplate::new(text, config.special_tokens.clone());
+                Some(template.map_err(|cause| Error::BadChatTemplate {
+                    path: path.clone(),
+                    field: *field,
+                    cause: Box::new(cause),
+                })?)
+            }
             None => None,
         };
         Ok(Self { tokenizer, config, template, directory: directory.to_path_buf() })

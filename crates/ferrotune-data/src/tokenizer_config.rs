@@ -1,7 +1,7 @@
 //! `tokenizer_config.json` and the files beside it, in the forms of transformers 4 and 5.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
@@ -21,9 +21,18 @@ pub(crate) struct TokenizerConfig {
     pub added_tokens: Vec<AddedToken>,
     /// Named and extra special tokens.
     pub special_added_tokens: Vec<AddedToken>,
-    pub chat_template: Option<String>,
+    pub chat_template: Option<TemplateSource>,
     pub clean_up_tokenization_spaces: bool,
     pub clean_up_even_for_bpe: bool,
+}
+
+/// A chat template and where it was found.
+#[derive(Debug)]
+pub(crate) struct TemplateSource {
+    pub text: String,
+    pub path: PathBuf,
+    /// The field of the file, unless the file is the template.
+    pub field: Option<&'static str>,
 }
 
 impl TokenizerConfig {
@@ -155,18 +164,26 @@ fn added_token(value: &Value, name: &str, path: &Path) -> Result<AddedToken> {
 }
 
 /// The template file, else the field: a string, or a list of named ones, or an object of them.
-fn chat_template(directory: &Path, fields: &Map<String, Value>, path: &Path) -> Result<Option<String>> {
-    if let Some(text) = read_text(&directory.join("chat_template.jinja"))? {
-        return Ok(Some(text));
+fn chat_template(
+    directory: &Path,
+    fields: &Map<String, Value>,
+    path: &Path,
+) -> Result<Option<TemplateSource>> {
+    let file = directory.join("chat_template.jinja");
+    if let Some(text) = read_text(&file)? {
+        return Ok(Some(TemplateSource { text, path: file, field: None }));
     }
+    let in_field = |text: &str| {
+        Some(TemplateSource { text: text.to_string(), path: path.to_path_buf(), field: Some("chat_template") })
+    };
     match fields.get("chat_template") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::String(text)) => Ok(in_field(text)),
         Some(Value::Array(entries)) => {
             let default =
                 entries.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
             match default.and_then(|entry| entry.get("template")).and_then(Value::as_str) {
-                Some(text) => Ok(Some(text.to_string())),
+                Some(text) => Ok(in_field(text)),
                 None => Err(bad(path, "a template named `default` in `chat_template`", "none")),
             }
         }

@@ -57,6 +57,10 @@ fn an_exception_of_the_template_is_told_apart_from_a_fault() {
         other => panic!("{other:?}"),
     }
     assert_eq!(render(template, &[Message::new("user", "x")]).unwrap(), "\n");
+    match render("\n{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", &[]) {
+        Err(Error::TemplateEndless { line: 2, .. }) => {}
+        other => panic!("{other:?}"),
+    }
     match render("\n\n{{ messages[7].content }}", &[]) {
         Err(Error::TemplateRender { line: 3, .. }) => {}
         other => panic!("{other:?}"),
@@ -92,7 +96,7 @@ fn endless_and_huge_templates_are_stopped() {
         "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}",
     ] {
         match render(template, &[]) {
-            Err(Error::TemplateRender { .. }) => {}
+            Err(Error::TemplateRender { .. } | Error::TemplateEndless { .. }) => {}
             other => panic!("{template}: {:?}", other.map(|text| text.len())),
         }
     }

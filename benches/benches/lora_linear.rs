@@ -118,9 +118,9 @@ impl Layer {
 fn main() {
     // Settings on the command line win over these.
     let mut criterion = Criterion::default()
-        .sample_size(20)
+        .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(2))
+        .measurement_time(Duration::from_secs(3))
         .nresamples(10_000)
         .configure_from_args();
     let mut group = criterion.benchmark_group("lora_linear");

@@ -55,7 +55,7 @@ pub const LR_SCHEDULER_TYPES: &[&str] = &[
     "inverse_sqrt",
 ];
 /// The devices that `runtime.device` takes.
-pub const DEVICES: &[&str] = &["cpu"];
+pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.
 pub const COMPUTE_DTYPES: &[&str] = &["f32"];
 

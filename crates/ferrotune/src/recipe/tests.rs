@@ -249,7 +249,8 @@ threads = 0
          names out of \"rouge1\", \"rouge2\", \"rouge3\", \"rouge4\", \"rouge5\", \"rouge6\", \"rouge7\", \
          \"rouge8\", \"rouge9\", \"rougeL\", \"rougeLsum\", \"bleu\" or \"chrf\"",
         "recipe.toml:29:1: `evaluation.before` is 1; expected true or false",
-        "recipe.toml:31:1: `runtime.device` is the string \"tpu\"; expected \"cpu\"",
+        "recipe.toml:31:1: `runtime.device` is the string \"tpu\"; expected \"cpu\", \"cuda\", \
+         \"cuda:0\", \"cuda:1\", \"cuda:2\" or \"cuda:3\"",
         "recipe.toml:32:1: `runtime.compute_dtype` is the string \"f16\"; expected \"f32\"",
         "recipe.toml:33:1: `runtime.threads` is 0; expected an integer from 1 to 4096; leave it out for all cores",
         "recipe.toml: `data.train` is missing; add `train = \"...\"` under `[data]`",

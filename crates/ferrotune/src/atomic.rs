@@ -28,6 +28,23 @@ pub fn write_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Resu
     write(path, bytes.as_ref()).map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
+/// Sees that [`write_atomically`] can write to `path`, before the work whose result goes there. Nothing is left behind, and missing
+/// folders are not made.
+///
+/// # Errors
+/// [`Error::Write`] if `path` is a folder, leads through a file, or lies where nothing can be written.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let refused = |source| Error::Write { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Err(refused(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name a file")));
+    }
+    let folder = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    let (file, temporary) = create_sibling(folder, "probe").map_err(refused)?;
+    drop(file);
+    fs::remove_file(&temporary).map_err(refused)
+}
+
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path
         .file_name()
@@ -108,6 +125,21 @@ mod tests {
         assert!(error.to_string().contains("taken"), "{error}");
         assert_eq!(names(dir.path()), ["taken"]);
         assert!(write_atomically("/", "x").is_err());
+    }
+
+    #[test]
+    fn says_before_the_work_where_nothing_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        for path in ["file", "new", "deep/er/new"] {
+            check_writable(dir.path().join(path)).unwrap();
+        }
+        for path in ["", "file/new", "file/deep/new"] {
+            let error = check_writable(dir.path().join(path)).unwrap_err();
+            assert!(error.is_bad_input(), "{error}");
+        }
+        check_writable("a-file-of-this-folder").unwrap();
+        assert_eq!(names(dir.path()), ["file"]);
     }
 
     #[test]

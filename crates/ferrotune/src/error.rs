@@ -74,6 +74,15 @@ pub enum Error {
         found: String,
     },
 
+    /// Something in the output directory cannot be replaced by a result.
+    #[error("{} is in the way: expected {expected}; move it away, or choose another `output_dir`", path.display())]
+    OutputInTheWay {
+        /// The entry.
+        path: PathBuf,
+        /// What a run puts there: a file or a folder.
+        expected: &'static str,
+    },
+
     /// The tokenizer has tokens that the model has no embedding for.
     #[error(
         "{}: the tokenizer has {tokens} tokens and the model only {embeddings} embeddings: they do not belong together",
@@ -90,8 +99,8 @@ pub enum Error {
 
     /// A test prompt leaves no room for its answer.
     #[error(
-        "{example}: the prompt has {tokens} tokens; with `generation.max_new_tokens` = {max_new_tokens} that is more than \
-         the model's context of {context}: shorten the prompt or lower `max_new_tokens`"
+        "{example}: the prompt has {tokens} tokens; with `max_new_tokens` = {max_new_tokens} that is more than the model's \
+         context of {context}: shorten the prompt or lower `max_new_tokens`"
     )]
     PromptTooLong {
         /// The example, as `test.jsonl:3`.
@@ -100,6 +109,17 @@ pub enum Error {
         tokens: usize,
         /// Tokens that the answer may have.
         max_new_tokens: usize,
+        /// Tokens of the model's context.
+        context: usize,
+    },
+
+    /// Examples have more tokens than the model's context.
+    #[error("{}", beyond_context(examples, *total, *context))]
+    BeyondContext {
+        /// The first of them, as `train.jsonl:3`, each with its tokens.
+        examples: Vec<(String, usize)>,
+        /// How many there are.
+        total: usize,
         /// Tokens of the model's context.
         context: usize,
     },
@@ -147,8 +167,10 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Read { .. }
             | Self::OutputExists { .. }
+            | Self::OutputInTheWay { .. }
             | Self::VocabularyTooLarge { .. }
             | Self::PromptTooLong { .. }
+            | Self::BeyondContext { .. }
             | Self::Data(_)
             | Self::Metrics(_)
             | Self::Precision(_) => true,
@@ -180,6 +202,20 @@ impl Error {
             Self::RecipeToToml { .. } | Self::ToJson { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
+}
+
+fn beyond_context(examples: &[(String, usize)], total: usize, context: usize) -> String {
+    let what = if total == 1 { "example has" } else { "examples have" };
+    let mut text = format!(
+        "{total} {what} more tokens than the model's context of {context}: shorten or remove what is too long"
+    );
+    for (example, tokens) in examples {
+        text.push_str(&format!("\n  {example}: {tokens} tokens"));
+    }
+    if total > examples.len() {
+        text.push_str(&format!("\n  ... and {} more", total - examples.len()));
+    }
+    text
 }
 
 fn list(path: &std::path::Path, problems: &[Problem]) -> String {

@@ -15,10 +15,12 @@ use std::{
 /// What a run leaves behind, and by which a finished one is recognised.
 const FILES: [&str; 5] = ["adapter", "recipe.toml", "metrics.json", "predictions.jsonl", "report.html"];
 
-/// The directory of a run.
+/// The directory of a run. What was made for it goes with it, as long as nothing was written there.
 #[derive(Debug)]
 pub(super) struct OutputDirectory {
     path: PathBuf,
+    /// The folders that were made, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl OutputDirectory {
@@ -27,12 +29,23 @@ impl OutputDirectory {
         if let (false, Some(found)) = (overwrite, FILES.iter().find(|name| path.join(name).exists())) {
             return Err(Error::OutputExists { path: path.to_owned(), found: (*found).to_owned() });
         }
+        for (index, name) in FILES.iter().enumerate() {
+            let path = path.join(name);
+            let is_folder = index == 0;
+            if path.exists() && path.is_dir() != is_folder {
+                let expected = if is_folder { "a folder" } else { "a file" };
+                return Err(Error::OutputInTheWay { path, expected });
+            }
+        }
         let refused = |source| Error::Write { path: path.to_owned(), source };
+        let absent = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let made = path.ancestors().take_while(absent).map(Path::to_owned).collect();
+        let directory = Self { path: path.to_owned(), made };
         fs::create_dir_all(path).map_err(refused)?;
         // A directory on a read-only disk exists and is of no use: better known now than after the training.
         let probe = path.join(".ferrotune-probe");
         fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(refused)?;
-        Ok(Self { path: path.to_owned() })
+        Ok(directory)
     }
 
     /// Removes the results of the run that is being overwritten, so that old and new never stand side by side.
@@ -89,6 +102,13 @@ impl OutputDirectory {
     }
 }
 
+impl Drop for OutputDirectory {
+    fn drop(&mut self) {
+        // A folder that holds something is not removed, nor is one around it.
+        let _ = self.made.iter().try_for_each(fs::remove_dir);
+    }
+}
+
 /// Prompts, references and answers side by side.
 pub(super) fn outputs(test: &TestSet, before: Option<&Pass>, after: Option<&Pass>) -> Vec<Output> {
     let answer = |pass: Option<&Pass>, index: usize| pass.map(|pass| pass.answers[index].clone());
@@ -126,6 +146,31 @@ mod tests {
         assert!(!path.join("metrics.json").exists() && !path.join("adapter").exists());
         assert!(path.join("notes.txt").exists(), "files of others stay");
         OutputDirectory::prepare(&path, false).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_was_made_for_nothing_goes_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er/run");
+        drop(OutputDirectory::prepare(&path, false).unwrap());
+        assert!(!folder.path().join("deep").exists());
+        fs::create_dir(folder.path().join("deep")).unwrap();
+        drop(OutputDirectory::prepare(&path, false).unwrap());
+        assert!(folder.path().join("deep").exists(), "it was there before");
+        OutputDirectory::prepare(&path, false).unwrap().write("metrics.json", "{}").unwrap();
+        assert!(path.join("metrics.json").exists());
+    }
+
+    #[test]
+    fn what_no_result_can_replace_is_told_before_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("report.html")).unwrap();
+        let error = OutputDirectory::prepare(folder.path(), true).unwrap_err();
+        assert!(matches!(&error, Error::OutputInTheWay { expected: "a file", .. }), "{error}");
+        fs::remove_dir(folder.path().join("report.html")).unwrap();
+        fs::write(folder.path().join("adapter"), "").unwrap();
+        let error = OutputDirectory::prepare(folder.path(), true).unwrap_err();
+        assert!(matches!(&error, Error::OutputInTheWay { expected: "a folder", .. }), "{error}");
     }
 
     #[test]

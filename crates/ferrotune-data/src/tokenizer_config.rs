@@ -174,7 +174,11 @@ fn chat_template(
         return Ok(Some(TemplateSource { text, path: file, field: None }));
     }
     let in_field = |text: &str| {
-        Some(TemplateSource { text: text.to_string(), path: path.to_path_buf(), field: Some("chat_template") })
+        Some(TemplateSource {
+            text: text.to_string(),
+            path: path.to_path_buf(),
+            field: Some("chat_template"),
+        })
     };
     match fields.get("chat_template") {
         None | Some(Value::Null) => Ok(None),

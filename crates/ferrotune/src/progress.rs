@@ -32,7 +32,7 @@ pub struct Step {
 /// How far a pass of generation is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Generating {
-    /// Prompts whose answers have begun or are done.
+    /// Prompts whose answers are known to be done; those of the last batch count when the pass ends.
     pub prompts: usize,
     /// Prompts of the whole pass.
     pub total_prompts: usize,
@@ -67,8 +67,8 @@ pub struct Progress {
     sink: Sink,
     /// When the present stage began; times left are reckoned from it.
     stage_start: Instant,
-    /// When the last line was written.
-    last_line: Option<Instant>,
+    /// When the last line of the stage was written, and how much was done then.
+    last_line: Option<(Instant, usize)>,
 }
 
 enum Sink {
@@ -169,10 +169,11 @@ impl Progress {
                 bar.set_position(done as u64);
             }
             Sink::Lines { out, every } => {
-                let due = self.last_line.is_none_or(|last| last.elapsed() >= *every);
-                if due || done >= total {
+                let due = self.last_line.is_none_or(|(at, _)| at.elapsed() >= *every);
+                let ended = done >= total && self.last_line.is_none_or(|(_, shown)| shown < done);
+                if due || ended {
                     let _ = writeln!(out, "{unit} {done}/{total}  {text}").and_then(|()| out.flush());
-                    self.last_line = Some(Instant::now());
+                    self.last_line = Some((Instant::now(), done));
                 }
             }
         }
@@ -254,7 +255,7 @@ pub enum Event<'a> {
     },
     /// Answers are being generated.
     Generation {
-        /// Prompts whose answers have begun or are done.
+        /// Prompts whose answers are known to be done; those of the last batch count when the pass ends.
         prompts: usize,
         /// Prompts of the whole pass.
         total_prompts: usize,
@@ -400,6 +401,20 @@ mod tests {
         progress.generating(&Generating { prompts: 8, total_prompts: 300, new_tokens: 30, seconds: 0.5 });
         let text = out.text();
         assert!(text.starts_with("prompt 0/300  0 new tokens/s\nprompt 8/300  60 new tokens/s  "), "{text}");
+    }
+
+    #[test]
+    fn a_log_gets_the_end_of_a_stage_once() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::from_secs(3600));
+        for _ in 0..2 {
+            progress.stage("answers");
+            for (prompts, new_tokens) in [(0, 1), (0, 2), (8, 3), (16, 4), (16, 5), (16, 6)] {
+                progress.generating(&Generating { prompts, total_prompts: 16, new_tokens, seconds: 1.0 });
+            }
+        }
+        let pass = "answers\nprompt 0/16  1 new tokens/s\nprompt 16/16  4 new tokens/s\n";
+        assert_eq!(out.text(), pass.repeat(2));
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! A model with its tokenizer: answers prompts, scores completions.
 
-use crate::{Error, Result};
-use ferrotune_data::{Example, PackedBatch, TextTokenizer, Tokenized};
+use crate::{Error, Result, progress::Generating};
+use ferrotune_data::{
+    Example, MAX_LISTED, PackedBatch, TextTokenizer, Tokenized, prompt_ids_all, tokenize_all,
+};
 use ferrotune_kernels::Mode;
 use ferrotune_lora::Adapter;
 use ferrotune_models::{CausalLm, GenerationConfig, ModelConfig, generate, import::hf_dir_for};
 use ferrotune_precision::DtypePolicy;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 use tch::Device;
 
 use super::task::packed_inputs;
@@ -91,13 +96,49 @@ impl Assistant {
         self.stop_token_ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect()
     }
 
-    /// The token ids of each prompt, as its chat template renders it.
+    /// Tokens of the model's context, prompt and answer together.
+    pub fn context(&self) -> usize {
+        usize::try_from(self.model.config().max_position_embeddings).unwrap_or(usize::MAX)
+    }
+
+    /// Examples as token ids and labels, none longer than `max_length` or the model's context.
     ///
     /// # Errors
-    /// [`Error::Data`] names the example whose prompt cannot be rendered.
-    pub fn prompt_ids(&self, examples: &[Example]) -> Result<Vec<Vec<i64>>> {
+    /// [`Error::Data`] and [`Error::BeyondContext`], which name all examples that cannot be used.
+    pub fn tokenize(&self, examples: &[Example], max_length: usize) -> Result<Vec<Tokenized>> {
+        let context = self.context();
+        if max_length <= context {
+            return Ok(tokenize_all(examples, &self.tokenizer, max_length)?);
+        }
+        // A higher `max_length` would not help here.
+        let rows = tokenize_all(examples, &self.tokenizer, usize::MAX)?;
+        let long = || rows.iter().filter(|row| row.input_ids.len() > context);
+        match long().count() {
+            0 => Ok(rows),
+            total => {
+                let named = long().take(MAX_LISTED).map(|row| (row.source.to_string(), row.input_ids.len()));
+                Err(Error::BeyondContext { examples: named.collect(), total, context })
+            }
+        }
+    }
+
+    /// The token ids of each prompt, as the chat template renders it, with room for an answer behind it.
+    ///
+    /// # Errors
+    /// [`Error::Data`] names all examples whose prompts cannot be rendered, [`Error::PromptTooLong`] the first one that leaves no
+    /// room in the model's context.
+    pub fn prompt_ids(&self, examples: &[Example], max_new_tokens: usize) -> Result<Vec<Vec<i64>>> {
+        let context = self.context();
+        let prompts = prompt_ids_all(examples, &self.tokenizer)?;
+        let mut both = examples.iter().zip(&prompts);
+        if let Some((example, prompt)) =
+            both.find(|(_, prompt)| prompt.len().saturating_add(max_new_tokens) > context)
+        {
+            let (example, tokens) = (example.source.to_string(), prompt.len());
+            return Err(Error::PromptTooLong { example, tokens, max_new_tokens, context });
+        }
         let widen = |ids: Vec<u32>| ids.into_iter().map(i64::from).collect();
-        examples.iter().map(|example| Ok(widen(self.tokenizer.prompt_ids(example)?))).collect()
+        Ok(prompts.into_iter().map(widen).collect())
     }
 
     /// Answers prompts greedily; `on_token` sees the index of the prompt and each new token, and may stop everything by returning
@@ -125,6 +166,37 @@ impl Assistant {
                 Ok(Answer { text: text.trim().to_owned(), new_tokens: generated.token_ids.len() })
             })
             .collect()
+    }
+
+    /// Answers prompts as [`answer`](Self::answer) does; `on_progress` hears with every token how far it is, and may stop everything by
+    /// returning `false`: then there are no answers.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub fn answer_all(
+        &self,
+        prompts: &[Vec<i64>],
+        max_new_tokens: usize,
+        batch_size: usize,
+        on_progress: &mut dyn FnMut(&Generating) -> bool,
+    ) -> Result<Option<Vec<Answer>>> {
+        let start = Instant::now();
+        let mut now = Generating { prompts: 0, total_prompts: prompts.len(), new_tokens: 0, seconds: 0.0 };
+        let mut going = true;
+        let answers = self.answer(prompts, max_new_tokens, batch_size, &mut |prompt, _| {
+            // Prompts are begun in their order, each where an answer has ended: but for one batch, all before this one are done.
+            now.prompts = now.prompts.max((prompt + 1).saturating_sub(batch_size));
+            now.new_tokens += 1;
+            now.seconds = start.elapsed().as_secs_f64();
+            going = on_progress(&now);
+            going
+        })?;
+        if going {
+            now.prompts = prompts.len();
+            now.seconds = start.elapsed().as_secs_f64();
+            going = on_progress(&now);
+        }
+        Ok(going.then_some(answers))
     }
 
     /// The text of token ids, without special tokens.

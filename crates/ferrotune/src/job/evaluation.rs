@@ -27,30 +27,18 @@ pub(super) struct Pass {
 }
 
 impl TestSet {
-    /// Answers every prompt and scores the answers.
+    /// Answers every prompt and scores the answers; `None` if the observer cancels.
     pub fn run(&self, assistant: &Assistant, observer: &mut dyn Observer) -> Result<Option<Pass>> {
         let start = Instant::now();
-        let (mut new_tokens, mut going) = (0, true);
-        let mut seen = vec![false; self.prompts.len()];
-        let mut begun = 0;
-        let answers =
-            assistant.answer(&self.prompts, self.max_new_tokens, self.batch_size, &mut |prompt, _| {
-                new_tokens += 1;
-                if !std::mem::replace(&mut seen[prompt], true) {
-                    begun += 1;
-                }
-                observer.generating(&Generating {
-                    prompts: begun,
-                    total_prompts: self.prompts.len(),
-                    new_tokens,
-                    seconds: start.elapsed().as_secs_f64(),
-                });
-                going = !observer.cancelled();
-                going
-            })?;
-        if !going {
+        let on_progress = &mut |progress: &Generating| {
+            observer.generating(progress);
+            !observer.cancelled()
+        };
+        let Some(answers) =
+            assistant.answer_all(&self.prompts, self.max_new_tokens, self.batch_size, on_progress)?
+        else {
             return Ok(None);
-        }
+        };
         let seconds = start.elapsed().as_secs_f64();
         let new_tokens = answers.iter().map(|answer| answer.new_tokens as u64).sum();
         let answers: Vec<String> = answers.into_iter().map(|answer| answer.text).collect();
@@ -73,7 +61,9 @@ impl TestSet {
     /// What training changed, each metric with its paired interval.
     pub fn change(&self, before: &Pass, after: &Pass) -> Result<Scores> {
         let triples: Vec<(&str, &str, &str)> = (0..self.examples.len())
-            .map(|i| (self.examples[i].completion.text(), before.answers[i].as_str(), after.answers[i].as_str()))
+            .map(|i| {
+                (self.examples[i].completion.text(), before.answers[i].as_str(), after.answers[i].as_str())
+            })
             .collect();
         let mut scores = Scores::default();
         for &metric in &self.metrics {

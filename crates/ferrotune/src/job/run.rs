@@ -6,12 +6,12 @@ use super::{
     output::{OutputDirectory, outputs},
 };
 use crate::{
-    Error, Result,
+    Result,
     progress::{Generating, Step},
     recipe::{Recipe, TargetModules},
     report::{Fact, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics},
 };
-use ferrotune_data::{Preflight, Spread, Tokenized, read_examples, tokenize_all};
+use ferrotune_data::{Preflight, Spread, Tokenized, read_examples};
 use ferrotune_kernels::RandomKey;
 use ferrotune_lora::{LoraConfig, inject};
 use ferrotune_metrics::Metric;
@@ -64,7 +64,7 @@ pub struct RunOutcome {
 /// micro-batches.
 ///
 /// # Errors
-/// Those of every part, with file, line, field or tensor; [`Error::is_bad_input`] tells whether the user's input is at fault.
+/// Those of every part, with file, line, field or tensor; [`Error::is_bad_input`](crate::Error::is_bad_input) tells whether the user's input is at fault.
 pub fn run(
     recipe: &Recipe,
     observer: &mut dyn Observer,
@@ -95,21 +95,18 @@ pub fn run(
 
     observer.stage("loading model");
     let mut assistant = Assistant::load(&recipe.model.path, device, policy, &default_cache_dir())?;
-    let context = usize::try_from(assistant.model.config().max_position_embeddings).unwrap_or(usize::MAX);
-    let max_length = data.max_length.min(context);
-    let rows = tokenize_all(&train, &assistant.tokenizer, max_length)?;
+    let rows = assistant.tokenize(&train, data.max_length)?;
     let validation_rows =
-        validation.as_ref().map(|rows| tokenize_all(rows, &assistant.tokenizer, max_length)).transpose()?;
-    let preflight = Preflight::new(&rows, &assistant.tokenizer, &assistant.stop_tokens(), max_length)?;
+        validation.as_ref().map(|rows| assistant.tokenize(rows, data.max_length)).transpose()?;
+    let preflight = Preflight::new(&rows, &assistant.tokenizer, &assistant.stop_tokens(), data.max_length)?;
     observer.note(&preflight.to_string());
     preflight.check()?;
     arguments.plan(rows.len())?;
     let test = match test {
         Some(examples) => {
-            let prompts = assistant.prompt_ids(&examples)?;
-            check_prompts(&examples, &prompts, recipe.generation.max_new_tokens, context)?;
             let generation = &recipe.generation;
             let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
+            let prompts = assistant.prompt_ids(&examples, max_new_tokens)?;
             Some(TestSet { examples, prompts, metrics, max_new_tokens, batch_size })
         }
         None => None,
@@ -263,25 +260,6 @@ fn lora_config(recipe: &Recipe) -> LoraConfig {
         },
         base_model_name_or_path: Some(recipe.model.path.display().to_string()),
         ..LoraConfig::default()
-    }
-}
-
-/// Demands room for an answer behind every test prompt, and names the first that leaves none.
-fn check_prompts(
-    examples: &[ferrotune_data::Example],
-    prompts: &[Vec<i64>],
-    max_new_tokens: usize,
-    context: usize,
-) -> Result<()> {
-    let long = examples.iter().zip(prompts).find(|(_, prompt)| prompt.len() + max_new_tokens > context);
-    match long {
-        None => Ok(()),
-        Some((example, prompt)) => Err(Error::PromptTooLong {
-            example: example.source.to_string(),
-            tokens: prompt.len(),
-            max_new_tokens,
-            context,
-        }),
     }
 }
 

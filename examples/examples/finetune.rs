@@ -1,5 +1,4 @@
 //! One recipe, the whole job: data in, an evaluated PEFT adapter and a report out.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
 
 use clap::Parser;
 use ferrotune::{
@@ -9,7 +8,7 @@ use ferrotune::{
     recipe::Recipe,
     report::table,
 };
-use ferrotune_examples::{exit_code, interruption, use_threads};
+use ferrotune_examples::{exit_code, interrupted, interruption, say, use_threads};
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -40,23 +39,20 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let interrupted = interruption();
+    let interruption = interruption();
     let result = if arguments.json {
-        let mut observer = ForPrograms::new(std::io::stdout(), interrupted.clone());
-        let result = finetune_json(&arguments, &mut observer, interrupted);
+        let mut observer = ForPrograms::new(std::io::stdout(), interruption.clone());
+        let result = finetune_json(&arguments, &mut observer, interruption);
         if let Err(error) = &result {
             observer.tell(&Event::Error { message: &error.to_string() });
         }
         result
     } else {
-        finetune(&arguments, interrupted)
+        finetune(&arguments, interruption)
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("interrupted: nothing was written");
-            ExitCode::from(130)
-        }
+        Ok(false) => interrupted(),
         Err(error) => exit_code(Err(error)),
     }
 }
@@ -69,16 +65,16 @@ fn load_recipe(arguments: &Arguments) -> Result<Recipe> {
 }
 
 /// Whether the run came to its end.
-fn finetune(arguments: &Arguments, interrupted: Arc<AtomicBool>) -> Result<bool> {
+fn finetune(arguments: &Arguments, interruption: Arc<AtomicBool>) -> Result<bool> {
     let recipe = load_recipe(arguments)?;
     let outcome = {
-        let mut observer = ForPeople::new(Progress::stderr(), interrupted.clone());
-        run(&recipe, &mut observer, interrupted)?
+        let mut observer = ForPeople::new(Progress::stderr(), interruption.clone());
+        run(&recipe, &mut observer, interruption)?
     };
     if !outcome.cancelled {
-        println!("{}", table(&outcome.metrics));
+        say(table(&outcome.metrics));
         let directory = recipe.output_dir.display();
-        println!("adapter, metrics.json, predictions and report.html are in {directory}");
+        say(format_args!("adapter, metrics.json, predictions and report.html are in {directory}"));
     }
     Ok(!outcome.cancelled)
 }
@@ -86,10 +82,10 @@ fn finetune(arguments: &Arguments, interrupted: Arc<AtomicBool>) -> Result<bool>
 fn finetune_json(
     arguments: &Arguments,
     observer: &mut ForPrograms<std::io::Stdout>,
-    interrupted: Arc<AtomicBool>,
+    interruption: Arc<AtomicBool>,
 ) -> Result<bool> {
     let recipe = load_recipe(arguments)?;
-    let outcome = run(&recipe, observer, interrupted)?;
+    let outcome = run(&recipe, observer, interruption)?;
     if !outcome.cancelled {
         let output_dir = recipe.output_dir.display().to_string();
         observer.tell(&Event::Done { output_dir: &output_dir, metrics: Some(&outcome.metrics) });

@@ -1,15 +1,14 @@
 //! Greedy answers: to one prompt on the terminal, or to a file of prompts.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
 
-use clap::Parser;
+use clap::{Parser, builder::NonEmptyStringValueParser};
 use ferrotune::{
     Result,
-    atomic::write_atomically,
+    atomic::{check_writable, write_atomically},
     data::{Completion, Example, Message, Prompt, Source, read_examples},
     job::Assistant,
-    progress::{Generating, Progress},
+    progress::Progress,
 };
-use ferrotune_examples::{exit_code, interruption, load, use_threads};
+use ferrotune_examples::{count, exit_code, interrupted, interruption, load, say, thread_count, use_threads};
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -38,7 +37,8 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// One prompt; its answer is printed as it is generated.
-    #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input")]
+    #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input",
+          value_parser = NonEmptyStringValueParser::new())]
     prompt: Option<String>,
     /// Examples, one JSON object a line.
     #[arg(long, value_name = "FILE", requires = "output")]
@@ -47,16 +47,16 @@ struct Arguments {
     #[arg(long, value_name = "FILE", requires = "input")]
     output: Option<PathBuf>,
     /// Most tokens of an answer.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = count())]
     max_new_tokens: usize,
     /// Prompts answered at one time.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = count())]
     batch_size: usize,
     /// `cpu`, `cuda` or `cuda:N`.
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads to compute with; all cores where absent.
-    #[arg(long)]
+    #[arg(long, value_parser = thread_count())]
     threads: Option<usize>,
 }
 
@@ -64,43 +64,40 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     use_threads(arguments.threads);
     match &arguments {
-        Arguments { input: Some(input), output: Some(output), .. } => match answer_file(&arguments, input, output) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => {
-                eprintln!("interrupted: nothing was written");
-                ExitCode::from(130)
+        Arguments { input: Some(input), output: Some(output), .. } => {
+            match answer_file(&arguments, input, output) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => interrupted(),
+                Err(error) => exit_code(Err(error)),
             }
-            Err(error) => exit_code(Err(error)),
-        },
-        Arguments { prompt, .. } => exit_code(answer_prompt(&arguments, prompt.as_deref().unwrap_or_default())),
+        }
+        Arguments { prompt, .. } => {
+            exit_code(answer_prompt(&arguments, prompt.as_deref().unwrap_or_default()))
+        }
     }
 }
 
 /// Whether every prompt was answered.
 fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<bool> {
+    check_writable(output)?;
+    let interruption = interruption();
     let examples = read_examples(input, None)?;
     let assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;
-    let prompts = assistant.prompt_ids(&examples)?;
-    let interrupted = interruption();
+    let prompts = assistant.prompt_ids(&examples, arguments.max_new_tokens)?;
     let mut progress = Progress::stderr();
     let start = Instant::now();
-    let (mut new_tokens, mut begun, mut seen) = (0, 0, vec![false; prompts.len()]);
-    let answers =
-        assistant.answer(&prompts, arguments.max_new_tokens, arguments.batch_size, &mut |prompt, _| {
-            new_tokens += 1;
-            begun += usize::from(!std::mem::replace(&mut seen[prompt], true));
-            progress.generating(&Generating {
-                prompts: begun,
-                total_prompts: prompts.len(),
-                new_tokens,
-                seconds: start.elapsed().as_secs_f64(),
-            });
-            !interrupted.load(Ordering::Relaxed)
-        })?;
+    let answers = assistant.answer_all(
+        &prompts,
+        arguments.max_new_tokens,
+        arguments.batch_size,
+        &mut |generating| {
+            progress.generating(generating);
+            !interruption.load(Ordering::Relaxed)
+        },
+    )?;
+    let seconds = start.elapsed().as_secs_f64();
     progress.finish();
-    if interrupted.load(Ordering::Relaxed) {
-        return Ok(false);
-    }
+    let Some(answers) = answers else { return Ok(false) };
     let mut lines = String::new();
     for (example, answer) in examples.iter().zip(&answers) {
         let prompt = match &example.prompt {
@@ -115,12 +112,14 @@ fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<boo
         lines.push_str(&format!("{line}\n"));
     }
     write_atomically(output, lines)?;
-    let rate = new_tokens as f64 / start.elapsed().as_secs_f64();
-    println!("{} answers, {new_tokens} new tokens, {rate:.1} new tokens/s", answers.len());
+    let new_tokens: usize = answers.iter().map(|answer| answer.new_tokens).sum();
+    let rate = new_tokens as f64 / seconds;
+    say(format_args!("{} answers, {new_tokens} new tokens, {rate:.1} new tokens/s", answers.len()));
     Ok(true)
 }
 
-/// Prints the answer as it grows: the text of all tokens so far, less what is printed already and what may still change.
+/// Prints the answer as it grows: the text of all tokens so far, less what is printed already and what may still change. Together it is
+/// the answer that the file form writes.
 fn answer_prompt(arguments: &Arguments, prompt: &str) -> Result<()> {
     let assistant: Assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;
     let example = Example {
@@ -128,27 +127,32 @@ fn answer_prompt(arguments: &Arguments, prompt: &str) -> Result<()> {
         completion: Completion::Text(String::new()),
         source: Source { file: Path::new("--prompt").into(), line: 1 },
     };
-    let prompts = assistant.prompt_ids(&[example])?;
+    let prompts = assistant.prompt_ids(&[example], arguments.max_new_tokens)?;
     let (mut token_ids, mut printed) = (Vec::new(), 0);
+    let mut out = std::io::stdout();
+    // Where nobody reads any more, there is nothing left to do.
+    let mut show = |text: &str| match text.get(printed..) {
+        Some(new) => {
+            printed = text.len();
+            write!(out, "{new}").and_then(|()| out.flush()).is_ok()
+        }
+        None => true,
+    };
     let mut failure = None;
-    assistant.answer(&prompts, arguments.max_new_tokens, 1, &mut |_, token| {
+    let answers = assistant.answer(&prompts, arguments.max_new_tokens, 1, &mut |_, token| {
         token_ids.push(token);
         match assistant.decode(&token_ids) {
-            Ok(text) => {
-                // A character split over tokens ends in a replacement mark until its last token has come.
-                let whole = text.trim_end_matches('\u{fffd}');
-                if let Some(new) = whole.get(printed..) {
-                    print!("{new}");
-                    printed = whole.len();
-                }
-                std::io::stdout().flush().is_ok()
-            }
+            // A character split over tokens ends in a replacement mark until its last token has come; white space counts once
+            // something follows it.
+            Ok(text) => show(text.trim_end_matches('\u{fffd}').trim()),
             Err(error) => {
                 failure = Some(error);
                 false
             }
         }
     })?;
-    println!();
+    // What looked unfinished, and turned out to be the end.
+    answers.iter().for_each(|answer| _ = show(&answer.text));
+    say("");
     failure.map_or(Ok(()), Err)
 }

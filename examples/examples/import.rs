@@ -1,11 +1,11 @@
 //! GGUF file in, Hugging Face model directory out.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use ferrotune_examples::{complain, say};
 use ferrotune_models::Error;
 use ferrotune_models::import::import_gguf_with_progress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match run(&gguf, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -52,21 +52,21 @@ fn run(gguf: &std::path::Path, output: &std::path::Path) -> Result<(), Error> {
     bar.finish_and_clear();
     let summary = summary?;
     for warning in &summary.warnings {
-        eprintln!("warning: {warning}");
+        complain(format_args!("warning: {warning}"));
     }
     let directory = summary.directory.display();
     if summary.imported {
-        println!(
+        say(format_args!(
             "{directory}: {} tensors, {:.1} M parameters, {} tokens, in {:.1} s",
             summary.tensors,
             summary.parameters as f64 / 1e6,
             summary.vocabulary,
             started.elapsed().as_secs_f64()
-        );
+        ));
     } else {
-        println!("{directory}: already imported from this file");
+        say(format_args!("{directory}: already imported from this file"));
     }
-    println!("source: {} bytes, sha256 {}", summary.source_bytes, summary.source_sha256);
+    say(format_args!("source: {} bytes, sha256 {}", summary.source_bytes, summary.source_sha256));
     Ok(())
 }
 

@@ -1,14 +1,13 @@
 //! How likely a model finds the completions of a file: a line with the summed negative log-likelihood for each.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
 
 use clap::Parser;
 use ferrotune::{
     Error, Result,
-    atomic::write_atomically,
-    data::{read_examples, tokenize_all},
+    atomic::{check_writable, write_atomically},
+    data::read_examples,
     metrics::perplexity,
 };
-use ferrotune_examples::{exit_code, load, use_threads};
+use ferrotune_examples::{count, exit_code, load, say, thread_count, use_threads};
 use indicatif::ProgressBar;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -38,13 +37,13 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Examples computed at one time.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = count())]
     batch_size: usize,
     /// `cpu`, `cuda` or `cuda:N`.
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads to compute with; all cores where absent.
-    #[arg(long)]
+    #[arg(long, value_parser = thread_count())]
     threads: Option<usize>,
 }
 
@@ -54,10 +53,10 @@ fn main() -> ExitCode {
 
 fn score(arguments: &Arguments) -> Result<()> {
     use_threads(arguments.threads);
+    check_writable(&arguments.output)?;
     let examples = read_examples(&arguments.input, None)?;
     let assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;
-    let context = usize::try_from(assistant.model.config().max_position_embeddings).unwrap_or(usize::MAX);
-    let rows = tokenize_all(&examples, &assistant.tokenizer, context)?;
+    let rows = assistant.tokenize(&examples, usize::MAX)?;
     let bar = ProgressBar::new(rows.len() as u64);
     let scores = assistant.score(&rows, arguments.batch_size, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
@@ -72,6 +71,6 @@ fn score(arguments: &Arguments) -> Result<()> {
     let nll: f64 = scores.iter().map(|score| score.nll).sum();
     let target_tokens: usize = scores.iter().map(|score| score.target_tokens).sum();
     let perplexity = perplexity(nll, target_tokens).map_err(Error::from)?;
-    println!("{} examples, {target_tokens} target tokens, perplexity {perplexity:.4}", scores.len());
+    say(format_args!("{} examples, {target_tokens} target tokens, perplexity {perplexity:.4}", scores.len()));
     Ok(())
 }

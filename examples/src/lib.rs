@@ -1,12 +1,14 @@
-//! What the examples share: exit codes, devices, and a way to be interrupted.
-#![allow(clippy::print_stderr, reason = "command-line programs talk to their user")]
+//! What the examples share: exit codes, arguments, devices, and a way to be interrupted.
 
+use clap::builder::RangedU64ValueParser;
 use ferrotune::{
     Error, Result,
     job::{Assistant, default_cache_dir},
     precision::{ComputeDtype, DtypePolicy, parse_device},
 };
 use std::{
+    fmt::Display,
+    io::{self, Write},
     path::Path,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
@@ -17,10 +19,36 @@ pub fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             ExitCode::from(if error.is_bad_input() { 2 } else { 1 })
         }
     }
+}
+
+/// The exit code of a program that was interrupted before it wrote anything.
+pub fn interrupted() -> ExitCode {
+    complain("interrupted: nothing was written");
+    ExitCode::from(130)
+}
+
+/// Prints a line. A reader that is gone (`... | head -1`) is no failure: `println!` would panic.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// Prints a line to standard error, whether anybody reads it or not.
+pub fn complain(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Reads an argument that counts something, from 1.
+pub fn count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// Reads a number of threads: libtorch takes any at its word, and one thousand million would end the program.
+pub fn thread_count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=4096)
 }
 
 /// A flag that Ctrl-C raises, for the program to stop at the next safe place; a second Ctrl-C ends it at once.

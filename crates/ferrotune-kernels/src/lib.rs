@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod attention;
+mod cpu;
 mod error;
 mod frozen;
 mod head_loss;

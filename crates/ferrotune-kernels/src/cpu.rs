@@ -1,0 +1,30 @@
+//! The path of f32 tensors on the CPU: one pass over the numbers instead of one for each libtorch operator.
+//!
+//! A fused function asks [`Rows::of`] for its tensors as rows. Where that is refused (another device, another kind, numbers that do
+//! not lie side by side) the function takes its libtorch path. The work is a [`Kernel`], compiled for several instruction sets and
+//! run on ranges of rows by libtorch's threads; a row is computed by one thread alone, so the number of threads changes no result.
+
+mod exp;
+#[allow(unsafe_code)] // numbers of tensors as slices
+mod rows;
+#[allow(unsafe_code)] // calls of functions compiled for an instruction set
+mod simd;
+
+pub(crate) use exp::exp;
+pub(crate) use rows::{Rows, fill_rows};
+pub(crate) use simd::{Kernel, dispatch, dot, mul_add};
+
+/// A tensor of reproducible noise in `[-1, 1)`.
+#[cfg(test)]
+pub(crate) fn noise(seed: u64, shape: &[i64]) -> tch::Tensor {
+    let numbers = crate::RandomKey::from_seed(seed).uniform(shape.iter().product::<i64>() as usize);
+    (tch::Tensor::from_slice(&numbers) * 2.0 - 1.0).reshape(shape)
+}
+
+/// Demands the same shape and a distance below `tolerance` relative to the size of the whole.
+#[cfg(test)]
+pub(crate) fn assert_close(found: &tch::Tensor, expected: &tch::Tensor, tolerance: f64) {
+    assert_eq!(found.size(), expected.size());
+    let error = ((found - expected).norm() / expected.norm()).double_value(&[]);
+    assert!(error < tolerance, "relative error {error:e}");
+}

@@ -1,0 +1,162 @@
+//! One loop, compiled for several instruction sets, of which the best that the machine has is chosen at run time.
+//!
+//! The loops are plain Rust that the compiler vectorises. It may not reorder a sum of floats, so sums are kept in [`LANES`] parts.
+
+/// Work that is compiled for each instruction set.
+///
+/// `run` and all that it calls must be `#[inline(always)]`: only then are they compiled with the caller's instructions.
+pub(crate) trait Kernel {
+    /// Does the work. With `FMA` the machine multiplies and adds in one instruction.
+    fn run<const FMA: bool>(self);
+}
+
+/// Parts of a sum: two registers of AVX-512, four of AVX2.
+const LANES: usize = 32;
+
+/// An instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// What every machine of the target has.
+    Baseline,
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 with its extensions for 64-bit numbers and short vectors.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// All that this machine has, best first.
+    fn available() -> impl Iterator<Item = Self> {
+        [
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2,
+            Self::Baseline,
+        ]
+        .into_iter()
+        .filter(|level| level.is_available())
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            Self::Baseline => true,
+            // The answers are kept by the standard library.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("fma")
+            }
+        }
+    }
+}
+
+/// Runs a kernel with the best instructions that this machine has.
+pub(crate) fn dispatch(kernel: impl Kernel) {
+    if let Some(level) = Level::available().next() {
+        run_at(level, kernel);
+    }
+}
+
+fn run_at(level: Level, kernel: impl Kernel) {
+    match level {
+        // Where a fused product and sum is no instruction it is a slow library call; 64-bit ARM always has it.
+        Level::Baseline => kernel.run::<{ cfg!(any(target_feature = "fma", target_arch = "aarch64")) }>(),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the levels come from `available`, which asked the machine.
+        Level::Avx2 => unsafe { with_avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx512 => unsafe { with_avx512(kernel) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn with_avx2(kernel: impl Kernel) {
+    kernel.run::<true>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+fn with_avx512(kernel: impl Kernel) {
+    kernel.run::<true>();
+}
+
+/// `a * b + c`, rounded once with `FMA` and twice without.
+#[inline(always)]
+pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `sum_i a_i b_i`, in parts that are added pairwise at the end.
+#[inline(always)]
+pub(crate) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] = mul_add::<FMA>(a[lane], b[lane], sums[lane]);
+        }
+    }
+    for ((sum, &a), &b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum = mul_add::<FMA>(a, b, *sum);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+/// Runs a kernel once at every level that this machine has.
+#[cfg(test)]
+pub(crate) fn dispatch_to_all<K: Kernel>(mut kernel: impl FnMut() -> K, mut check: impl FnMut(Level)) {
+    for level in Level::available() {
+        run_at(level, kernel());
+        check(level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    struct Dot<'a>(&'a [f32], &'a [f32], &'a Cell<f32>);
+
+    impl Kernel for Dot<'_> {
+        #[inline(always)]
+        fn run<const FMA: bool>(self) {
+            self.2.set(dot::<FMA>(self.0, self.1));
+        }
+    }
+
+    #[test]
+    fn dot_products_of_all_lengths_at_every_level() {
+        let numbers: Vec<f32> = (0..200).map(|i| (i as f32 * 0.7).sin()).collect();
+        for length in 0..=100 {
+            let (a, b) = (&numbers[..length], &numbers[100..100 + length]);
+            let expected: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+            let result = Cell::new(f32::NAN);
+            dispatch_to_all(
+                || Dot(a, b, &result),
+                |level| {
+                    let error = (f64::from(result.get()) - expected).abs();
+                    assert!(error < 1e-6 * (length as f64).sqrt().max(1.0), "{level:?} {length}: {error}");
+                },
+            );
+        }
+    }
+}

@@ -1,7 +1,11 @@
 //! Rotary position embedding.
 
-use crate::error::{Result, check_shape};
+use crate::{
+    cpu::{Kernel, Rows, dispatch, fill_rows},
+    error::{Result, check_shape},
+};
 use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use std::ops::Range;
 use tch::Tensor;
 
 /// Rotates the two halves of each head by the angle of its position: with `x = [x1, x2]`,
@@ -26,15 +30,79 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 struct Rotary;
 
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+/// Which way the angle runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sense {
+    Forward,
+    /// The transpose of a rotation is the rotation back.
+    Backward,
+}
+
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Tensor> {
+    match fused(x, cos, sin, sense)? {
+        Some(y) => Ok(y),
+        None => torch(x, cos, sin, sense),
+    }
+}
+
+/// The rotation in libtorch's operators.
+fn torch(x: &Tensor, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Tensor> {
     let half = x.size()[2] / 2;
-    let (cos, sin) = (cos.f_unsqueeze(1)?, sin.f_unsqueeze(1)?);
+    let (cos, mut sin) = (cos.f_unsqueeze(1)?, sin.f_unsqueeze(1)?);
+    if sense == Sense::Backward {
+        sin = sin.f_neg()?;
+    }
     let (first, second) = (x.f_narrow(2, 0, half)?, x.f_narrow(2, half, half)?);
     let y = x.f_empty_like()?;
     let (mut y1, mut y2) = (y.f_narrow(2, 0, half)?, y.f_narrow(2, half, half)?);
     y1.f_copy_(&first.f_mul(&cos)?.f_sub(&second.f_mul(&sin)?)?)?;
     y2.f_copy_(&second.f_mul(&cos)?.f_add(&first.f_mul(&sin)?)?)?;
     Ok(y)
+}
+
+/// The rotation in one pass. The heads of a token lie side by side; tokens may lie apart, as in a split of q, k and v.
+fn fused(x: &Tensor, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Option<Tensor>> {
+    let (Some(rows), Some(cos), Some(sin)) = (Rows::of(x, 2), Rows::of(cos, 1), Rows::of(sin, 1)) else {
+        return Ok(None);
+    };
+    if cos.width() != sin.width() {
+        return Ok(None);
+    }
+    let [y] = fill_rows(rows.count(), [&x.size()], |range, [y]| {
+        dispatch(Rotation { x: rows, cos, sin, sense, range, y });
+    })?;
+    Ok(Some(y))
+}
+
+struct Rotation<'a> {
+    x: Rows<'a>,
+    cos: Rows<'a>,
+    sin: Rows<'a>,
+    sense: Sense,
+    range: Range<usize>,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Rotation<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let half = self.cos.width();
+        let sign = if self.sense == Sense::Forward { 1.0 } else { -1.0 };
+        for (index, y) in self.range.zip(self.y.chunks_exact_mut(self.x.width())) {
+            let (cos, sin) = (self.cos.row(index), self.sin.row(index));
+            let heads = self.x.row(index).chunks_exact(2 * half);
+            for (x, y) in heads.zip(y.chunks_exact_mut(2 * half)) {
+                let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
+                let angles = cos.iter().zip(sin);
+                let results = y1.iter_mut().zip(y2.iter_mut());
+                for (((&x1, &x2), (&cos, &sin)), (y1, y2)) in x1.iter().zip(x2).zip(angles).zip(results) {
+                    let sin = sin * sign;
+                    *y1 = x1 * cos - x2 * sin;
+                    *y2 = x2 * cos + x1 * sin;
+                }
+            }
+        }
+    }
 }
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;
@@ -49,7 +117,7 @@ impl Function for Rotary {
             return Err("x, cos and sin are required".into());
         };
         context.save(&[cos, sin]);
-        Ok(vec![rotate(x, cos, sin)?])
+        Ok(vec![rotate(x, cos, sin, Sense::Forward)?])
     }
 
     fn backward(
@@ -60,7 +128,48 @@ impl Function for Rotary {
         let (Some(grad), [cos, sin]) = (&grads[0], context.saved()) else {
             return Ok(vec![None, None, None]);
         };
-        // The transpose of a rotation is the rotation back.
-        Ok(vec![Some(rotate(grad, cos, &sin.f_neg()?)?), None, None])
+        Ok(vec![Some(rotate(grad, cos, sin, Sense::Backward)?), None, None])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{assert_close, noise};
+
+    #[test]
+    fn both_paths_rotate_alike_in_both_senses() {
+        for [tokens, heads, half] in [[650, 12, 32], [5, 3, 4], [3, 1, 33], [1, 2, 1]] {
+            // q and k of a tensor that holds v too
+            let x = noise(1, &[tokens, heads + 2, 2 * half]).narrow(1, 0, heads);
+            let angle = noise(2, &[tokens, half]) * 3.0;
+            let (cos, sin) = (angle.cos(), angle.sin());
+            for sense in [Sense::Forward, Sense::Backward] {
+                let y = fused(&x, &cos, &sin, sense).unwrap().unwrap();
+                assert!(y.is_contiguous());
+                assert_close(&y, &torch(&x, &cos, &sin, sense).unwrap(), 1e-7);
+            }
+            let there = fused(&x, &cos, &sin, Sense::Forward).unwrap().unwrap();
+            assert_close(&fused(&there, &cos, &sin, Sense::Backward).unwrap().unwrap(), &x, 1e-6);
+        }
+    }
+
+    #[test]
+    fn heads_that_lie_apart_take_the_path_through_libtorch() {
+        let angle = noise(2, &[5, 4]);
+        let x = noise(1, &[3, 5, 8]).transpose(0, 1);
+        assert!(fused(&x, &angle.cos(), &angle.sin(), Sense::Forward).unwrap().is_none());
+        let y = rotate(&x, &angle.cos(), &angle.sin(), Sense::Forward).unwrap();
+        assert_close(&y, &rotate(&x.contiguous(), &angle.cos(), &angle.sin(), Sense::Forward).unwrap(), 1e-7);
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (x, cos, sin) = (noise(1, &[301, 12, 64]), noise(2, &[301, 32]), noise(3, &[301, 32]));
+        let of = |threads| {
+            tch::set_num_threads(threads);
+            fused(&x, &cos, &sin, Sense::Forward).unwrap().unwrap()
+        };
+        assert_eq!(of(1), of(3));
     }
 }

@@ -11,12 +11,15 @@
 //! ```text
 //! cargo bench -p ferrotune-benches --bench lora_linear
 //! cargo bench -p ferrotune-benches --bench lora_linear -- 'forward_backward/.*/576x576/r8$'
+//! FERROTUNE_BENCH_CLOCK=thread cargo bench -p ferrotune-benches --bench lora_linear
 //! ```
+//!
+//! The last of these computes on one thread and measures that thread's time, for machines that also do other things.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark stops at the first error")]
 
-use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
-use ferrotune_benches::{LINEAR_SHAPES, LinearShape, RANKS, SEED, TOKENS, random};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, measurement::Measurement};
+use ferrotune_benches::{LINEAR_SHAPES, LinearShape, RANKS, SEED, TOKENS, ThreadTime, random};
 use ferrotune_kernels::{FrozenWeight, LowRank, Mode, frozen_linear, lora_linear};
 use std::time::Duration;
 use tch::Tensor;
@@ -117,12 +120,21 @@ impl Layer {
 
 fn main() {
     // Settings on the command line win over these.
-    let mut criterion = Criterion::default()
+    let criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(3))
-        .nresamples(10_000)
-        .configure_from_args();
+        .nresamples(10_000);
+    if std::env::var_os("FERROTUNE_BENCH_CLOCK").is_some_and(|clock| clock == "thread") {
+        tch::set_num_threads(1);
+        benchmark(criterion.with_measurement(ThreadTime));
+    } else {
+        benchmark(criterion);
+    }
+}
+
+fn benchmark<M: Measurement + 'static>(criterion: Criterion<M>) {
+    let mut criterion = criterion.configure_from_args();
     let mut group = criterion.benchmark_group("lora_linear");
     group.sampling_mode(SamplingMode::Flat);
     for shape in LINEAR_SHAPES {

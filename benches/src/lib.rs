@@ -1,4 +1,8 @@
-//! What the benchmarks of ferrotune share: shapes, seeds and tensors.
+//! What the benchmarks of ferrotune share: shapes, seeds, tensors, and clocks.
+
+mod clock;
+
+pub use clock::ThreadTime;
 
 use tch::{Device, Kind, Tensor};
 

@@ -1,5 +1,6 @@
 //! Files that are there whole or not at all.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use crate::{Error, Result};
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, whenever the program is killed.
 ///
 /// The bytes go into a temporary file in the same folder, which is flushed to the disk and renamed over
-/// `path`; then the folder is flushed. Missing parent folders are made.
+/// `path`; then the folder is flushed. Missing parent folders are made. A link keeps its place: what it leads to is
+/// replaced. What is no file, such as `/dev/null` or a named pipe, is written to and not replaced.
 ///
 /// ```
 /// let dir = tempfile::tempdir()?;
@@ -39,6 +41,10 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     if path.is_dir() {
         return Err(refused(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name a file")));
     }
+    file_name(path).map_err(refused)?;
+    if is_special(path) {
+        return Ok(());
+    }
     let folder = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("."));
     let (file, temporary) = create_sibling(folder, "probe").map_err(refused)?;
     drop(file);
@@ -46,9 +52,12 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name"))?;
+    let name = file_name(path)?;
+    if is_special(path) {
+        return OpenOptions::new().write(true).open(path)?.write_all(bytes);
+    }
+    let linked = if path.is_symlink() { fs::canonicalize(path).ok() } else { None };
+    let path = linked.as_deref().unwrap_or(path);
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -67,6 +76,16 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+fn file_name(path: &Path) -> io::Result<&OsStr> {
+    let nameless = || io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name");
+    path.file_name().ok_or_else(nameless)
+}
+
+/// Whether something is there that is neither file nor folder: it stands for a reader, which a rename would cut off.
+fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
 /// Creates a new file beside the target; a name that is taken is never reused.
@@ -139,7 +158,29 @@ mod tests {
             assert!(error.is_bad_input(), "{error}");
         }
         check_writable("a-file-of-this-folder").unwrap();
+        check_writable("").unwrap_err();
         assert_eq!(names(dir.path()), ["file"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_keep_their_place_and_what_is_no_file_is_not_replaced() {
+        use std::os::unix::{fs::FileTypeExt, fs::symlink, net::UnixListener};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        write_atomically(path("real"), "old").unwrap();
+        symlink("real", path("link")).unwrap();
+        write_atomically(path("link"), "new").unwrap();
+        assert!(path("link").is_symlink());
+        assert_eq!(fs::read_to_string(path("real")).unwrap(), "new");
+
+        // Writing to a socket by its path fails: what matters is that it is still one.
+        let _listener = UnixListener::bind(path("socket")).unwrap();
+        assert!(write_atomically(path("socket"), "x").is_err());
+        assert!(fs::metadata(path("socket")).unwrap().file_type().is_socket());
+        assert_eq!(names(dir.path()), ["link", "real", "socket"]);
+        check_writable("/dev/null").unwrap();
+        write_atomically("/dev/null", "x").unwrap();
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::{Error, Result};
 const MAX_BYTES: u64 = 1 << 20;
 /// More threads than any machine has cores for; libtorch takes a number like 10^9 at its word.
 const MAX_THREADS: i64 = 4096;
+/// A rank beyond the width of any layer adds nothing, and one of 10^9 would take all memory.
+const MAX_RANK: i64 = 65536;
 
 /// A whole run in one value; see the [module](super) for the file it is read from.
 ///
@@ -213,7 +215,9 @@ fn read(source: &Source, problems: &mut Vec<Problem>) -> Recipe {
 }
 
 fn read_lora(s: &mut Reader<'_>, lora: &mut LoraSection) {
-    set(&mut lora.r, s.count("r", 1));
+    let expected = format!("an integer from 1 to {MAX_RANK}");
+    let rank = s.integer("r", &expected, |rank| (1..=MAX_RANK).contains(&rank));
+    set(&mut lora.r, rank.and_then(|rank| usize::try_from(rank).ok()));
     set(&mut lora.lora_alpha, s.number("lora_alpha", "a number above 0", |alpha| alpha > 0.0));
     let dropout = s.number("lora_dropout", "a number of at least 0 and below 1", |p| (0.0..1.0).contains(&p));
     set(&mut lora.lora_dropout, dropout);

@@ -226,7 +226,7 @@ threads = 0
         "recipe.toml:3:1: `seed` is -1; expected an integer of at least 0",
         "recipe.toml:5:1: `model.path` is 3; expected a path, as a string in quotes",
         "recipe.toml:7:1: `data.max_length` is 0; expected an integer of at least 2",
-        "recipe.toml:9:1: `lora.r` is 0; expected an integer of at least 1",
+        "recipe.toml:9:1: `lora.r` is 0; expected an integer from 1 to 65536",
         "recipe.toml:10:1: `lora.lora_alpha` is 0; expected a number above 0",
         "recipe.toml:11:1: `lora.lora_dropout` is 1.0; expected a number of at least 0 and below 1",
         "recipe.toml:12:1: `lora.target_modules` is the string \"q_proj\"; expected a list of different module \
@@ -386,7 +386,8 @@ fn an_override_may_mend_the_file() {
 #[test]
 fn overrides_pass_the_same_checks() {
     for (text, expected) in [
-        ("lora.r=0", "--set lora.r=0: `lora.r` is 0; expected an integer of at least 1"),
+        ("lora.r=0", "--set lora.r=0: `lora.r` is 0; expected an integer from 1 to 65536"),
+        ("lora.r=1000000000", "--set lora.r=1000000000: `lora.r` is 1000000000; expected an integer from 1 to 65536"),
         ("lora.rank=8", "--set lora.rank=8: unknown key `lora.rank`; did you mean `lora.r`?"),
         ("lore.r=8", "--set lore.r=8: unknown section `[lore]`; did you mean `[lora]`?"),
         (

@@ -1,5 +1,7 @@
 //! Twenty optimizer steps held to transformers.Trainer with PEFT: the loss, rate and gradient norm of each, and the final weights.
 
+#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+
 use ferrotune::{
     data::{Source, Tokenized},
     job::{CausalLmTask, PackedDataset},

@@ -178,7 +178,6 @@ pub fn run(
         total_parameters: Some(assistant.model.parameter_count() as u64),
         time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
         cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
-        ..Metrics::default()
     };
     let report =
         report(recipe, metrics, &preflight, splits, test.as_ref(), [before.as_ref(), after.as_ref()])?;

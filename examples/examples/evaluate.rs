@@ -74,7 +74,7 @@ enum Failure {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(output) = &arguments.output {
-        check_output(output).map_err(Failure::Input)?;
+        check_output(output, &arguments.input).map_err(Failure::Input)?;
     }
     let predictions =
         read_predictions(&arguments.input, &arguments.prediction_field).map_err(Failure::Input)?;
@@ -98,7 +98,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// A wrong `--output` is an error of the arguments, and told before any work.
-fn check_output(path: &Path) -> Result<(), Error> {
+fn check_output(path: &Path, input: &Path) -> Result<(), Error> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let source = if path.is_dir() {
         io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name a file")
@@ -107,6 +107,8 @@ fn check_output(path: &Path) -> Result<(), Error> {
             io::ErrorKind::NotFound,
             format!("there is no folder {}; create it first", folder.display()),
         )
+    } else if matches!((path.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b) {
+        io::Error::new(io::ErrorKind::InvalidInput, "it is the input as well; name another file")
     } else {
         return Ok(());
     };

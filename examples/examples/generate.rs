@@ -3,12 +3,14 @@
 use clap::{Parser, builder::NonEmptyStringValueParser};
 use ferrotune::{
     Result,
-    atomic::{check_writable, write_atomically},
+    atomic::write_atomically,
     data::{Completion, Example, Message, Prompt, Source, read_examples},
     job::Assistant,
     progress::Progress,
 };
-use ferrotune_examples::{count, exit_code, interrupted, interruption, load, say, thread_count, use_threads};
+use ferrotune_examples::{
+    check_output, count, exit_code, interrupted, interruption, load, say, thread_count, use_threads,
+};
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -79,7 +81,7 @@ fn main() -> ExitCode {
 
 /// Whether every prompt was answered.
 fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<bool> {
-    check_writable(output)?;
+    check_output(output, input)?;
     let interruption = interruption();
     let examples = read_examples(input, None)?;
     let assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;

@@ -1,13 +1,8 @@
 //! How likely a model finds the completions of a file: a line with the summed negative log-likelihood for each.
 
 use clap::Parser;
-use ferrotune::{
-    Error, Result,
-    atomic::{check_writable, write_atomically},
-    data::read_examples,
-    metrics::perplexity,
-};
-use ferrotune_examples::{count, exit_code, load, say, thread_count, use_threads};
+use ferrotune::{Error, Result, atomic::write_atomically, data::read_examples, metrics::perplexity};
+use ferrotune_examples::{check_output, count, exit_code, load, say, thread_count, use_threads};
 use indicatif::ProgressBar;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -53,7 +48,7 @@ fn main() -> ExitCode {
 
 fn score(arguments: &Arguments) -> Result<()> {
     use_threads(arguments.threads);
-    check_writable(&arguments.output)?;
+    check_output(&arguments.output, &arguments.input)?;
     let examples = read_examples(&arguments.input, None)?;
     let assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;
     let rows = assistant.tokenize(&examples, usize::MAX)?;

@@ -3,11 +3,13 @@
 use clap::builder::RangedU64ValueParser;
 use ferrotune::{
     Error, Result,
+    atomic::check_writable,
     job::{Assistant, default_cache_dir},
     precision::{ComputeDtype, DtypePolicy, parse_device},
 };
 use std::{
     fmt::Display,
+    fs,
     io::{self, Write},
     path::Path,
     process::ExitCode,
@@ -39,6 +41,22 @@ pub fn say(text: impl Display) {
 /// Prints a line to standard error, whether anybody reads it or not.
 pub fn complain(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Sees, before the work, that the result can be written to `output` and will not replace what it is made from.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn check_output(output: &Path, input: &Path) -> Result<()> {
+    check_writable(output)?;
+    match (fs::canonicalize(output), fs::canonicalize(input)) {
+        (Ok(same), Ok(input)) if same == input => {
+            let source =
+                io::Error::new(io::ErrorKind::InvalidInput, "it is the input as well; name another file");
+            Err(Error::Write { path: output.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads an argument that counts something, from 1.

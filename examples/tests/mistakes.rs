@@ -172,6 +172,7 @@ fn recipes_are_checked_key_by_key() {
         &["training.lerning_rate=1", "did you mean `training.learning_rate`?"],
     );
     refused(&job, &["lora.r=0"], &["`lora.r` is 0"]);
+    refused(&job, &["lora.r=1000000000"], &["`lora.r` is 1000000000; expected an integer from 1 to"]);
     refused(&job, &["nonsense"], &["section.key=value"]);
     refused(&job, &["runtime.threads=0"], &["`runtime.threads`"]);
     refused(&job, &["evaluation.metrics=[\"rouge\"]"], &["`evaluation.metrics`", "rougeL"]);
@@ -207,6 +208,24 @@ fn output_directories_that_cannot_be_are_told_first() {
             assert!(!run.stderr.contains("prompt "), "before the work begins: {run}");
         }
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_result_never_replaces_its_input() {
+    let job = Job::new();
+    let before = snapshot(job.folder());
+    std::os::unix::fs::symlink("test.jsonl", job.path("link.jsonl")).unwrap();
+    for output in ["test.jsonl", "./test.jsonl", "link.jsonl"] {
+        for tool in ["generate", "score"] {
+            job.tool(tool, &["--input", "test.jsonl", "--output", output])
+                .refused(&[output, "it is the input"]);
+        }
+        let run = job.run("evaluate", &["--input", "test.jsonl", "--output", output]);
+        run.refused(&[output, "it is the input"]);
+    }
+    fs::remove_file(job.path("link.jsonl")).unwrap();
+    assert!(before == snapshot(job.folder()));
 }
 
 #[test]
@@ -258,9 +277,10 @@ fn damaged_and_foreign_weights_are_refused() {
     fs::write(&weights, absurd).unwrap();
     refused(&job, &[], &["model/model.safetensors", "header"]);
 
-    let edited = |edit: &dyn Fn(&mut Vec<(String, TensorView<'_>)>)| {
+    type Tensors<'a> = Vec<(String, TensorView<'a>)>;
+    let edited = |edit: &dyn Fn(&mut Tensors<'_>)| {
         let tensors = SafeTensors::deserialize(&whole).unwrap();
-        let mut tensors: Vec<_> = tensors.tensors();
+        let mut tensors: Tensors<'_> = tensors.tensors();
         edit(&mut tensors);
         fs::write(&weights, safetensors::serialize(tensors, None).unwrap()).unwrap();
     };

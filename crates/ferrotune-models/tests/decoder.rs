@@ -5,8 +5,13 @@ use ferrotune_models::{CausalLm, GenerationConfig, PackedInputs, generate};
 use std::{collections::HashMap, path::PathBuf};
 use tch::{Device, Kind, Tensor};
 
-const CASES: [&str; 5] =
-    ["llama_gqa_untied", "llama3_rope_tied", "llama_head_dim_bias_mqa", "mistral_window", "llama_sharded_bf16"];
+const CASES: [&str; 5] = [
+    "llama_gqa_untied",
+    "llama3_rope_tied",
+    "llama_head_dim_bias_mqa",
+    "mistral_window",
+    "llama_sharded_bf16",
+];
 
 fn fixture(case: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder")).join(case)
@@ -16,7 +21,12 @@ struct Expected(HashMap<String, Tensor>);
 
 impl Expected {
     fn read(case: &str) -> Self {
-        Self(Tensor::read_safetensors(fixture(case).join("expected.safetensors")).unwrap().into_iter().collect())
+        Self(
+            Tensor::read_safetensors(fixture(case).join("expected.safetensors"))
+                .unwrap()
+                .into_iter()
+                .collect(),
+        )
     }
 
     fn integers(&self, name: &str) -> Vec<i64> {
@@ -56,7 +66,8 @@ fn logits_equal_transformers_with_and_without_an_adapter() {
     for case in CASES {
         let (mut model, expected) = (load(case), Expected::read(case));
         let inputs = expected.inputs();
-        let error = relative(&model.logits(&inputs.input_ids, &inputs.layout, None).unwrap(), &expected.0["logits"]);
+        let error =
+            relative(&model.logits(&inputs.input_ids, &inputs.layout, None).unwrap(), &expected.0["logits"]);
         assert!(error < 2e-6, "{case}: base logits {error}");
         ferrotune_lora::load(&mut model, "default", 0, fixture(case).join("adapter"), false).unwrap();
         let adapted = model.logits(&inputs.input_ids, &inputs.layout, None).unwrap();
@@ -93,12 +104,15 @@ fn generation_with_a_cache_equals_running_the_whole_sequence_each_time() {
     for case in ["llama_gqa_untied", "mistral_window", "llama_head_dim_bias_mqa"] {
         let mut model = load(case);
         ferrotune_lora::load(&mut model, "default", 0, fixture(case).join("adapter"), false).unwrap();
-        let prompts: Vec<Vec<i64>> = vec![vec![5, 7, 9], vec![11], vec![4, 4, 8, 20, 31, 6, 5], vec![30, 2], vec![9; 12]];
+        let prompts: Vec<Vec<i64>> =
+            vec![vec![5, 7, 9], vec![11], vec![4, 4, 8, 20, 31, 6, 5], vec![30, 2], vec![9; 12]];
         for adapter in [None, Some(0)] {
             let naive = |prompt: &Vec<i64>, stop: i64| {
                 let mut ids = prompt.clone();
                 loop {
-                    let layout = SequenceLayout::from_cu_seqlens(&[0, ids.len() as i64]).unwrap().with_adapter(adapter);
+                    let layout = SequenceLayout::from_cu_seqlens(&[0, ids.len() as i64])
+                        .unwrap()
+                        .with_adapter(adapter);
                     let logits = model.logits(&ids, &layout, Some(&[ids.len() as i64 - 1])).unwrap();
                     let next = logits.argmax(-1, false).int64_value(&[0]);
                     if next == stop {
@@ -138,7 +152,8 @@ fn generation_with_a_cache_equals_running_the_whole_sequence_each_time() {
 fn inputs_that_do_not_fit_the_model_are_refused() {
     let model = load("llama_gqa_untied");
     let layout = SequenceLayout::from_cu_seqlens(&[0, 2]).unwrap();
-    let message = |ids: &[i64], layout: &SequenceLayout| model.logits(ids, layout, None).unwrap_err().to_string();
+    let message =
+        |ids: &[i64], layout: &SequenceLayout| model.logits(ids, layout, None).unwrap_err().to_string();
     assert!(message(&[1, 50], &layout).contains("token id 50"));
     assert!(message(&[1], &layout).contains("1 ids"));
     let long = SequenceLayout::from_cu_seqlens(&[0, 65]).unwrap();

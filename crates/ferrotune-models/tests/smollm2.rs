@@ -11,7 +11,10 @@ const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smoll
 fn model() -> Option<CausalLm> {
     let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.models/smollm2-135m-instruct/hf"));
     if !directory.join("model.safetensors").exists() {
-        eprintln!("{} is absent: `cargo xtask setup` and the import bring it; nothing was compared", directory.display());
+        eprintln!(
+            "{} is absent: `cargo xtask setup` and the import bring it; nothing was compared",
+            directory.display()
+        );
         return None;
     }
     Some(CausalLm::load(directory, Device::Cpu, Kind::Float).unwrap())
@@ -44,7 +47,9 @@ fn logits_loss_and_every_gradient_equal_transformers_and_peft() {
     for (number, (_, parameter)) in parameters.iter().enumerate() {
         let index = Tensor::arange(parameter.numel() as i64, (Kind::Double, Device::Cpu));
         let values = (index * 0.7 + number as f64).sin() * 0.03;
-        tch::no_grad(|| parameter.shallow_clone().copy_(&values.to_kind(Kind::Float).reshape(parameter.size())));
+        tch::no_grad(|| {
+            parameter.shallow_clone().copy_(&values.to_kind(Kind::Float).reshape(parameter.size()))
+        });
     }
     let adapted = largest_difference(&model, &layout, "adapted_logits");
     assert!(adapted < 1e-3, "adapted logits differ by {adapted}");

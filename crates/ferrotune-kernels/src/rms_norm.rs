@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation.
 
 use crate::{
-    cpu::{Kernel, Rows, dispatch, dot, fill_rows},
+    cpu::{Kernel, Rows, dispatch, dot, fill_rows, map},
     error::{Result, check_shape},
 };
 use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
@@ -137,9 +137,8 @@ impl Kernel for Forward<'_> {
         for ((index, y), inverse) in self.range.zip(self.y.chunks_exact_mut(width)).zip(self.inverse) {
             let x = self.x.row(index);
             *inverse = 1.0 / (dot::<FMA>(x, x) / width as f32 + self.eps).sqrt();
-            for ((y, &x), &weight) in y.iter_mut().zip(x).zip(self.weight) {
-                *y = x * *inverse * weight;
-            }
+            let factor = *inverse;
+            map([x, self.weight], [y], |[x, weight]| [x * factor * weight]);
         }
     }
 }

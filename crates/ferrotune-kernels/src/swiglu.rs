@@ -1,7 +1,7 @@
 //! The gate of Llama's feed-forward block.
 
 use crate::{
-    cpu::{Kernel, Rows, dispatch, exp, fill_rows},
+    cpu::{Kernel, Rows, dispatch, exp, fill_rows, map},
     error::{Result, check_shape},
 };
 use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
@@ -101,9 +101,7 @@ impl Kernel for Forward<'_> {
         let half = self.gate_up.width() / 2;
         for (index, y) in self.range.zip(self.y.chunks_exact_mut(half)) {
             let (gate, up) = self.gate_up.row(index).split_at(half);
-            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                *y = gate / (1.0 + exp::<FMA>(-gate)) * up;
-            }
+            map([gate, up], [y], |[gate, up]| [gate / (1.0 + exp::<FMA>(-gate)) * up]);
         }
     }
 }
@@ -122,17 +120,13 @@ impl Kernel for Backward<'_> {
         for (index, result) in self.range.zip(self.result.chunks_exact_mut(2 * half)) {
             let (gate, up) = self.gate_up.row(index).split_at(half);
             let (grad_gate, grad_up) = result.split_at_mut(half);
-            let inputs = self.grad.row(index).iter().zip(gate).zip(up);
-            for (((&grad, &gate), &up), (grad_gate, grad_up)) in
-                inputs.zip(grad_gate.iter_mut().zip(grad_up.iter_mut()))
-            {
+            map([self.grad.row(index), gate, up], [grad_gate, grad_up], |[grad, gate, up]| {
                 let exponential = exp::<FMA>(-gate);
                 let sigmoid = 1.0 / (1.0 + exponential);
                 // 1 - sigmoid, without cancellation where sigmoid is near one and without infinity where it is near zero.
                 let rest = if gate < 0.0 { 1.0 - sigmoid } else { exponential * sigmoid };
-                *grad_gate = grad * up * (sigmoid * (1.0 + gate * rest));
-                *grad_up = grad * (gate * sigmoid);
-            }
+                [grad * up * (sigmoid * (1.0 + gate * rest)), grad * (gate * sigmoid)]
+            });
         }
     }
 }

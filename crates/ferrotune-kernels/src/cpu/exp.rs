@@ -19,7 +19,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
     let r = mul_add::<FMA>(n, -LN_2_LOW, mul_add::<FMA>(n, -LN_2_HIGH, x));
     // exp(r) = 1 + r + r^2 q(r); the best q of degree 4 leaves a relative error of 3.1e-9.
-    let q = mul_add::<FMA>(1.381_454_1e-3, r, 8.368_745e-3);
+    let q = mul_add::<FMA>(1.381_454e-3, r, 8.368_745e-3);
     let q = mul_add::<FMA>(q, r, 4.166_839e-2);
     let q = mul_add::<FMA>(q, r, 0.166_665_21);
     let q = mul_add::<FMA>(q, r, 0.499_999_94);

@@ -10,7 +10,7 @@ pub(crate) trait Kernel {
     fn run<const FMA: bool>(self);
 }
 
-/// Parts of a sum: two registers of AVX-512, four of AVX2.
+/// Parts of a sum, and elements of a step: two registers of AVX-512, four of AVX2.
 const LANES: usize = 32;
 
 /// An instruction set.
@@ -101,14 +101,19 @@ pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 pub(crate) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0.0f32; LANES];
-    for (a, b) in a.iter().zip(b) {
+    let add = |mut sums: [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]| {
         for lane in 0..LANES {
             sums[lane] = mul_add::<FMA>(a[lane], b[lane], sums[lane]);
         }
+        sums
+    };
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a.iter().zip(b) {
+        sums = add(sums, a, b);
     }
-    for ((sum, &a), &b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
-        *sum = mul_add::<FMA>(a, b, *sum);
+    if !a_rest.is_empty() {
+        // Whole arrays stay in registers; a loop over part of the sums would send all of them through memory.
+        sums = add(sums, &padded(a_rest), &padded(b_rest));
     }
     let mut half = LANES / 2;
     while half > 0 {
@@ -118,6 +123,60 @@ pub(crate) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
         half /= 2;
     }
     sums[0]
+}
+
+/// The last elements of a slice, followed by zeros.
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut block = [0.0; LANES];
+    block[..rest.len()].copy_from_slice(rest);
+    block
+}
+
+/// Sets element `i` of each output to the formula's results for element `i` of the inputs; all slices have one length.
+///
+/// The elements of a step go through arrays of fixed size, where the compiler sees that outputs do not overlap inputs.
+#[inline(always)]
+pub(crate) fn map<const INPUTS: usize, const OUTPUTS: usize>(
+    inputs: [&[f32]; INPUTS],
+    mut outputs: [&mut [f32]; OUTPUTS],
+    formula: impl Fn([f32; INPUTS]) -> [f32; OUTPUTS],
+) {
+    let length = outputs.first().map_or(0, |output| output.len());
+    let mut start = 0;
+    let step = |inputs: &[[f32; LANES]; INPUTS]| {
+        let mut results = [[0.0; LANES]; OUTPUTS];
+        for lane in 0..LANES {
+            let mut arguments = [0.0; INPUTS];
+            for (argument, input) in arguments.iter_mut().zip(inputs) {
+                *argument = input[lane];
+            }
+            for (result, value) in results.iter_mut().zip(formula(arguments)) {
+                result[lane] = value;
+            }
+        }
+        results
+    };
+    while start + LANES <= length {
+        let mut block = [[0.0; LANES]; INPUTS];
+        for (block, input) in block.iter_mut().zip(&inputs) {
+            block.copy_from_slice(&input[start..start + LANES]);
+        }
+        for (output, result) in outputs.iter_mut().zip(step(&block)) {
+            output[start..start + LANES].copy_from_slice(&result);
+        }
+        start += LANES;
+    }
+    let rest = length - start;
+    if rest > 0 {
+        let mut block = [[0.0; LANES]; INPUTS];
+        for (block, input) in block.iter_mut().zip(&inputs) {
+            *block = padded(&input[start..length]);
+        }
+        for (output, result) in outputs.iter_mut().zip(step(&block)) {
+            output[start..].copy_from_slice(&result[..rest]);
+        }
+    }
 }
 
 /// Runs a kernel once at every level that this machine has.

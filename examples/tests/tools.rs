@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Job, number, tiny_gguf};
+use common::{Job, number, shared_adapter, tiny_gguf};
 use serde_json::Value;
 use std::{path::PathBuf, sync::OnceLock};
 
@@ -18,16 +18,9 @@ const PROMPTS: [(&str, &str); 5] = [
 
 /// An adapter that changes the answers, trained once.
 fn adapter() -> &'static str {
-    static ADAPTER: OnceLock<(Job, PathBuf)> = OnceLock::new();
-    let (_, path) = ADAPTER.get_or_init(|| {
-        let job = Job::new();
-        let hard = ["training.learning_rate=0.2", "training.max_steps=4", "lora.target_modules=all-linear"];
-        job.finetune(&[&hard[..], &["evaluation.before=false", "evaluation.after=false"]].concat())
-            .succeeded();
-        let path = job.path("out/adapter");
-        (job, path)
-    });
-    path.to_str().unwrap()
+    static ADAPTER: OnceLock<PathBuf> = OnceLock::new();
+    let hard = ["training.learning_rate=0.2", "training.max_steps=4", "lora.target_modules=all-linear"];
+    ADAPTER.get_or_init(|| shared_adapter(&hard)).to_str().unwrap()
 }
 
 fn job() -> Job {

@@ -77,22 +77,42 @@ pub fn tiny_gguf() -> PathBuf {
 
 /// The tiny model as a Hugging Face directory, made once by the `import` example. It is shared: change only a [`copy_of`] it.
 pub fn model() -> &'static Path {
-    static MODEL: OnceLock<TempDir> = OnceLock::new();
-    let folder = MODEL.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let output = folder.path().join("tiny");
-        let run = run(
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let folder = shared_folder();
+        let output = folder.join("tiny");
+        let gguf = tiny_gguf();
+        run(
             "import",
-            folder.path(),
-            [OsStr::new("--gguf"), tiny_gguf().as_os_str(), OsStr::new("--output"), output.as_os_str()],
-        );
-        run.succeeded();
+            &folder,
+            [OsStr::new("--gguf"), gguf.as_os_str(), OsStr::new("--output"), output.as_os_str()],
+        )
+        .succeeded();
         fs::write(output.join("chat_template.jinja"), CHAT_TEMPLATE).unwrap();
-        folder
-    });
-    // A static is never dropped: the folder is in the temporary directory of the system, of some hundred KiB.
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| folder.path().join("tiny"))
+        output
+    })
+}
+
+/// A new folder for what the tests of one program share. Nobody knows which of them is the last, so it stays; old ones go.
+pub fn shared_folder() -> PathBuf {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("examples");
+    fs::create_dir_all(&place).unwrap();
+    for entry in fs::read_dir(&place).unwrap().flatten() {
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+        if matches!(age, Ok(Ok(age)) if age > Duration::from_secs(3600)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    tempfile::tempdir_in(place).unwrap().keep()
+}
+
+/// An adapter of the tiny model that a run with these settings made, for several tests.
+pub fn shared_adapter(settings: &[&str]) -> PathBuf {
+    let job = Job::new();
+    job.finetune(&[settings, &["evaluation.before=false", "evaluation.after=false"]].concat()).succeeded();
+    let adapter = shared_folder().join("adapter");
+    copy_of(&job.path("out/adapter"), &adapter);
+    adapter
 }
 
 /// Copies a directory of files.

@@ -26,7 +26,8 @@ fn integers(value: &serde_json::Value) -> Vec<i64> {
 
 #[test]
 fn every_step_equals_transformers_with_peft() {
-    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../ferrotune-models/tests/fixtures/decoder/llama_gqa_untied");
+    let base =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../ferrotune-models/tests/fixtures/decoder/llama_gqa_untied");
     let mut model = CausalLm::load(Path::new(base), Device::Cpu, Kind::Float).unwrap();
     let adapter = lora::load(&mut model, "default", 0, fixture("initial"), true).unwrap();
     let rows = json("rows.json");
@@ -56,7 +57,12 @@ fn every_step_equals_transformers_with_peft() {
         let number = |key: &str| reference[key].as_f64().unwrap();
         let near = |what: &str, ours: f64, tolerance: f64| {
             let error = (ours - number(what)).abs() / number(what).abs().max(1e-9);
-            assert!(error < tolerance, "step {}: {what} {ours}, reference {}", reference["step"], number(what));
+            assert!(
+                error < tolerance,
+                "step {}: {what} {ours}, reference {}",
+                reference["step"],
+                number(what)
+            );
         };
         near("loss", ours.loss, 1e-5);
         near("grad_norm", ours.grad_norm, 1e-4);

@@ -387,7 +387,10 @@ fn an_override_may_mend_the_file() {
 fn overrides_pass_the_same_checks() {
     for (text, expected) in [
         ("lora.r=0", "--set lora.r=0: `lora.r` is 0; expected an integer from 1 to 65536"),
-        ("lora.r=1000000000", "--set lora.r=1000000000: `lora.r` is 1000000000; expected an integer from 1 to 65536"),
+        (
+            "lora.r=1000000000",
+            "--set lora.r=1000000000: `lora.r` is 1000000000; expected an integer from 1 to 65536",
+        ),
         ("lora.rank=8", "--set lora.rank=8: unknown key `lora.rank`; did you mean `lora.r`?"),
         ("lore.r=8", "--set lore.r=8: unknown section `[lore]`; did you mean `[lora]`?"),
         (

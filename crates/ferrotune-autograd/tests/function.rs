@@ -1,4 +1,5 @@
 //! Differentiable functions held to libtorch's own gradients, and their failures.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in the helpers of tests
 
 use ferrotune_autograd::{
     BackwardContext, Error, ForwardContext, Function, apply, apply_one, live_functions,

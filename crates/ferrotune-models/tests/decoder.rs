@@ -1,4 +1,5 @@
 //! The decoder against transformers and PEFT: logits, loss and the gradient of every LoRA weight, on packed sequences.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in the helpers of tests
 
 use ferrotune_kernels::{Mode, SequenceLayout};
 use ferrotune_models::{CausalLm, GenerationConfig, PackedInputs, generate};

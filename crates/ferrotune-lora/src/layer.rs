@@ -71,6 +71,9 @@ impl LoraLinear {
 
     /// Freezes a layer of `tch`'s.
     ///
+    /// Only what is wrapped is frozen: layers that stay as they are (a head, say) remain trainable in their `VarStore` unless its
+    /// `freeze` is called.
+    ///
     /// # Errors
     /// As [`LoraLinear::new`].
     pub fn from_linear(path: &str, linear: &nn::Linear) -> Result<Self> {

@@ -16,3 +16,6 @@ pub use init::init_a;
 pub use layer::{LoraLinear, LoraWeights};
 pub use peft::{AdapterFile, load_adapter, save_adapter};
 pub use target::{ModuleInfo, effective_target_modules, matches, select_targets};
+
+pub use ferrotune_kernels::{Mode, RandomKey, SequenceLayout};
+pub use tch;

@@ -1,4 +1,4 @@
-//! LoRA layers, injection by module name and PEFT adapter files for tch.
+#![doc = include_str!("../README.md")]
 
 mod adapter;
 mod config;

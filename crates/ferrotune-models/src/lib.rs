@@ -1,4 +1,4 @@
-//! Llama and Mistral decoders on libtorch: Hugging Face checkpoints, GGUF import, loss and generation.
+#![doc = include_str!("../README.md")]
 
 mod checkpoint;
 mod config;
@@ -15,3 +15,4 @@ pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::{CausalLm, PackedInputs};
 pub use error::{Error, Result};
 pub use generate::{Generated, GenerationConfig, generate};
+pub use tch;

@@ -1,10 +1,4 @@
-//! LoRA fine-tuning of Llama and Mistral models on libtorch: data in, an evaluated PEFT adapter out.
-//!
-//! - [`recipe`]: one TOML file describes a whole run, and is checked before anything expensive starts;
-//! - [`report`]: what a run measured, as `metrics.json`, as a table for the terminal and as a self-contained
-//!   `report.html`;
-//! - [`progress`]: the progress bar, or one JSON object a line for other programs;
-//! - [`atomic`]: files that are there whole or not at all.
+#![doc = include_str!("../README.md")]
 
 pub mod atomic;
 mod error;
@@ -24,3 +18,8 @@ pub use ferrotune_models as models;
 pub use ferrotune_precision as precision;
 pub use ferrotune_trainer as trainer;
 pub use tch;
+
+/// The examples of the workspace's own page, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct WorkspaceReadme;

@@ -12,7 +12,7 @@ mod simd;
 
 pub(crate) use exp::exp;
 pub(crate) use rows::{Rows, fill_rows};
-pub(crate) use simd::{Kernel, dispatch, dot, map, mul_add};
+pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add};
 
 /// A tensor of reproducible noise in `[-1, 1)`.
 #[cfg(test)]

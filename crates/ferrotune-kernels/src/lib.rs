@@ -2,6 +2,7 @@
 
 mod attention;
 mod cpu;
+mod dropout;
 mod error;
 mod frozen;
 mod head_loss;

@@ -1,9 +1,10 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
+    dropout::Dropout,
     error::{Error, Result, check_shape},
     frozen::{FrozenWeight, flatten_rows},
-    random::{Mode, RandomKey},
+    random::Mode,
 };
 use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
 use tch::{Kind, Tensor};
@@ -111,7 +112,7 @@ pub fn grouped_lora_linear(
             }
             let dropout = match mode {
                 Mode::Train(key) if update.dropout > 0.0 => {
-                    Some(Dropout { key: key.fold(update.layer), probability: update.dropout })
+                    Some(Dropout::new(key.fold(update.layer), update.dropout))
                 }
                 _ => None,
             };
@@ -132,30 +133,6 @@ pub fn grouped_lora_linear(
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
     let y = apply_one(GroupedLora { weight: weight.shallow_clone(), bias, places }, &inputs)?;
     Ok(y.f_view(shape.as_slice())?)
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Dropout {
-    key: RandomKey,
-    probability: f64,
-}
-
-impl Dropout {
-    /// `[rows, columns]` of zeros and `1 / (1 - p)`; drawn again in backward rather than kept.
-    fn mask(&self, like: &Tensor) -> Result<Tensor> {
-        let keep = (1.0 / (1.0 - self.probability)) as f32;
-        let threshold = self.probability as f32;
-        let mask: Vec<f32> = self
-            .key
-            .uniform(like.numel())
-            .into_iter()
-            .map(|number| if number < threshold { 0.0 } else { keep })
-            .collect();
-        Ok(Tensor::f_from_slice(&mask)?
-            .f_view(like.size().as_slice())?
-            .f_to_device(like.device())?
-            .f_to_kind(like.kind())?)
-    }
 }
 
 /// Where one update acts.
@@ -186,7 +163,7 @@ impl GroupedLora {
     fn update_input(place: &Place, x: &Tensor, kind: Kind) -> Result<Tensor> {
         let x = x.f_to_kind(kind)?;
         Ok(match &place.dropout {
-            Some(dropout) => x.f_mul(&dropout.mask(&x)?)?,
+            Some(dropout) => dropout.apply(&x)?,
             None => x,
         })
     }
@@ -284,7 +261,7 @@ impl Function for GroupedLora {
                     None => add_product(grad_x, grad_projected, adapters[2 * member])?,
                     Some(dropout) => {
                         let through = grad_projected.f_matmul(adapters[2 * member])?;
-                        let masked = through.f_mul(&dropout.mask(&through)?)?;
+                        let masked = dropout.apply(&through)?;
                         let _ = grad_x.f_add_(&masked.f_to_kind(grad_x.kind())?)?;
                     }
                 }

@@ -42,6 +42,7 @@ impl RandomKey {
     }
 
     /// Number `counter` of this key's stream: 64 random bits.
+    #[inline(always)] // into loops that are compiled for several instruction sets
     pub fn bits(self, counter: u64) -> u64 {
         mix(self.0.wrapping_add(counter.wrapping_mul(INCREMENT)))
     }
@@ -54,6 +55,7 @@ impl RandomKey {
     }
 }
 
+#[inline(always)]
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -11,7 +11,7 @@ pub(crate) trait Kernel {
 }
 
 /// Parts of a sum, and elements of a step: two registers of AVX-512, four of AVX2.
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 /// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ fn main() {
         println!("cargo:rustc-cfg=no_libtorch");
         return;
     };
+    println!("cargo:rerun-if-changed={}", lib.join("libtorch_cpu.so").display());
     let root = env::var_os("LIBTORCH_INCLUDE")
         .map(PathBuf::from)
         .or_else(|| lib.parent().map(Path::to_path_buf))

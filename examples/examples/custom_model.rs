@@ -5,8 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its user")]
 
 use clap::Parser;
-use ferrotune_kernels::{Mode, RandomKey};
-use ferrotune_lora::{Adaptable, LoraConfig, LoraLinear, TargetModules, inject, load};
+use ferrotune_lora::{Adaptable, LoraConfig, LoraLinear, Mode, RandomKey, TargetModules, inject, load};
 use std::{collections::HashMap, error::Error, num::NonZeroU32, path::PathBuf, process::ExitCode};
 use tch::{
     Device, Kind, Tensor,

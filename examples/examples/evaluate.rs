@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use ferrotune_examples::guarded;
 use ferrotune_metrics::{Error, Estimate, Metric, evaluate_all, read_predictions, write_metrics};
 
 /// Scores predictions against references.
@@ -54,6 +55,10 @@ fn metric(name: &str) -> Result<Metric, Error> {
 }
 
 fn main() -> ExitCode {
+    guarded(program)
+}
+
+fn program() -> ExitCode {
     let arguments = Arguments::parse();
     let (code, message) = match run(&arguments) {
         Ok(()) => return ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use ferrotune::{
     recipe::Recipe,
     report::table,
 };
-use ferrotune_examples::{exit_code, interrupted, interruption, say, use_threads};
+use ferrotune_examples::{exit_code, guarded, interrupted, interruption, say, use_threads};
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -21,7 +21,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml \\
     --set output_dir=runs/short --set training.max_steps=10 --set data.max_test=20
 
-Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 130 interrupted, 1 anything else.";
+Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 1 anything else.";
 
 /// Fine-tune a Llama or Mistral model with LoRA, as a recipe says.
 #[derive(Parser)]
@@ -38,13 +38,19 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    guarded(program)
+}
+
+fn program() -> ExitCode {
     let arguments = Arguments::parse();
     let interruption = interruption();
     let result = if arguments.json {
         let mut observer = ForPrograms::new(std::io::stdout(), interruption.clone());
         let result = finetune_json(&arguments, &mut observer, interruption);
-        if let Err(error) = &result {
-            observer.tell(&Event::Error { message: &error.to_string() });
+        match &result {
+            Ok(true) => {}
+            Ok(false) => observer.tell(&Event::Interrupted),
+            Err(error) => observer.tell(&Event::Error { message: &error.to_string() }),
         }
         result
     } else {

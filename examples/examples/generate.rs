@@ -9,7 +9,7 @@ use ferrotune::{
     progress::Progress,
 };
 use ferrotune_examples::{
-    check_output, count, exit_code, interrupted, interruption, load, say, thread_count, use_threads,
+    check_output, count, exit_code, guarded, interrupted, interruption, load, say, thread_count, use_threads,
 };
 use std::{
     io::Write,
@@ -26,7 +26,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example generate -- --model .models/smollm2-135m-instruct/hf \\
     --adapter runs/demo/adapter --input .data/rustdoc-summaries/validation.jsonl --output predictions.jsonl
 
-Exit codes: 0 done, 2 the input cannot be used, 130 interrupted, 1 anything else.";
+Exit codes: 0 done, 2 the input cannot be used, 1 anything else.";
 
 /// Answer prompts greedily through the model's own chat template.
 #[derive(Parser)]
@@ -63,6 +63,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    guarded(program)
+}
+
+fn program() -> ExitCode {
     let arguments = Arguments::parse();
     use_threads(arguments.threads);
     match &arguments {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use ferrotune_examples::{complain, say};
+use ferrotune_examples::{complain, guarded, say};
 use ferrotune_models::Error;
 use ferrotune_models::import::import_gguf_with_progress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -30,6 +30,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    guarded(program)
+}
+
+fn program() -> ExitCode {
     let Arguments { gguf, output } = Arguments::parse();
     match run(&gguf, &output) {
         Ok(()) => ExitCode::SUCCESS,

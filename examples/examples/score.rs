@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use ferrotune::{Error, Result, atomic::write_atomically, data::read_examples, metrics::perplexity};
-use ferrotune_examples::{check_output, count, exit_code, load, say, thread_count, use_threads};
+use ferrotune_examples::{check_output, count, exit_code, guarded, load, say, thread_count, use_threads};
 use indicatif::ProgressBar;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -43,6 +43,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    guarded(program)
+}
+
+fn program() -> ExitCode {
     exit_code(score(&Arguments::parse()))
 }
 

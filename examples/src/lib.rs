@@ -27,10 +27,15 @@ pub fn exit_code(result: Result<()>) -> ExitCode {
     }
 }
 
-/// The exit code of a program that was interrupted before it wrote anything.
+/// The exit code of a program that was interrupted: what it has written is whole.
 pub fn interrupted() -> ExitCode {
-    complain("interrupted: nothing was written");
-    ExitCode::from(130)
+    complain("interrupted");
+    ExitCode::FAILURE
+}
+
+/// Runs a program's body; a panic, which would be a bug, ends it with 1 and the panic's message.
+pub fn guarded(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(ExitCode::FAILURE)
 }
 
 /// Prints a line. A reader that is gone (`... | head -1`) is no failure: `println!` would panic.
@@ -73,7 +78,7 @@ pub fn thread_count() -> RangedU64ValueParser<usize> {
 pub fn interruption() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     // Registered first, so that it sees the flag as it was before this very signal.
-    let _ = signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, flag.clone());
+    let _ = signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 1, flag.clone());
     let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone());
     flag
 }

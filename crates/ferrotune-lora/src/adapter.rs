@@ -75,7 +75,7 @@ impl Adapter {
     /// Its parameters under PEFT's names in memory (`<path>.lora_A.weight`), in the model's order.
     ///
     /// An optimizer of `tch`'s takes them through a `VarStore`, whose names may hold no dots:
-    /// `store.root().add(&name.replace('.', "|"), tensor, true)` shares the tensor.
+    /// `store.root().add(&name.replace('.', "/"), tensor, true)` shares the tensor.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
         self.weights
             .iter()

@@ -22,6 +22,9 @@ pub struct LoraWeights {
     pub dropout: f64,
 }
 
+/// Adapters that one model can hold.
+const MAX_ADAPTERS: usize = 4096;
+
 #[derive(Debug)]
 struct Member {
     info: ModuleInfo,
@@ -93,6 +96,17 @@ impl LoraLinear {
                 paths: layers.iter().map(|(path, ..)| (*path).to_owned()).collect(),
             });
         }
+        for (path, weight, bias) in layers {
+            let (Some(bias), Some(&rows)) = (bias, weight.size().first()) else { continue };
+            if bias.size() != [rows] {
+                return Err(Error::ShapeMismatch {
+                    tensor: format!("{path}.bias"),
+                    expected: vec![rows],
+                    found: bias.size(),
+                    reason: "a bias has one number for each row of the weight".to_owned(),
+                });
+            }
+        }
         let weight = FrozenWeight::stacked(&weights)?;
         let members = layers
             .iter()
@@ -123,6 +137,17 @@ impl LoraLinear {
         &self.weight
     }
 
+    /// Number of frozen numbers, biases included.
+    pub fn parameter_count(&self) -> usize {
+        let weight = (self.weight.out_features() * self.weight.in_features()) as usize;
+        weight + self.bias.as_ref().map_or(0, Tensor::numel)
+    }
+
+    /// Whether any of the modules has the adapter `adapter`.
+    pub fn has_adapter(&self, adapter: usize) -> bool {
+        self.members.iter().any(|member| matches!(member.adapters.get(adapter), Some(Some(_))))
+    }
+
     /// The adapter `adapter` of the module at `path`, if it has one.
     pub fn adapter(&self, path: &str, adapter: usize) -> Option<&LoraWeights> {
         self.members.iter().find(|member| member.info.path == path)?.adapters.get(adapter)?.as_ref()
@@ -137,6 +162,9 @@ impl LoraLinear {
             let available = self.members.iter().map(|member| member.info.path.clone()).collect();
             return Err(Error::NoSuchModule { path: path.to_owned(), available });
         };
+        if adapter >= MAX_ADAPTERS {
+            return Err(Error::value("adapter index", adapter, format!("less than {MAX_ADAPTERS}")));
+        }
         let rank = weights.a.size().first().copied().unwrap_or(-1);
         for (name, tensor, expected) in [
             ("lora_A", &weights.a, [-1, member.info.in_features]),
@@ -204,6 +232,11 @@ impl LoraLinear {
                 let parts: Vec<Tensor> = runs
                     .iter()
                     .map(|(rows, adapter)| {
+                        // Each run draws its own dropout.
+                        let mode = match mode {
+                            Mode::Train(key) => Mode::Train(key.fold(rows.start as u64)),
+                            Mode::Eval => Mode::Eval,
+                        };
                         self.forward(&x.f_narrow(0, rows.start, rows.end - rows.start)?, *adapter, mode)
                     })
                     .collect::<Result<_>>()?;

@@ -62,11 +62,6 @@ impl Checkpoint {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Bytes of all tensors on disk.
-    pub fn bytes(&self) -> u64 {
-        self.entries.values().map(|entry| entry.bytes as u64).sum()
-    }
-
     /// Reads a tensor, demands its shape and converts it to `kind`.
     ///
     /// # Errors

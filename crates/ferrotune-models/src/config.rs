@@ -278,6 +278,13 @@ impl Fields {
                 return Err(invalid("rope_scaling or rope_parameters", &other.to_string(), "an object"));
             }
         };
+        if let Some((key, value)) = inner.0.iter().find(|(_, value)| value.is_object()) {
+            return Err(unsupported(
+                &format!("rope_parameters.{key}"),
+                &value.to_string(),
+                "layers of different kinds are not",
+            ));
+        }
         let theta = inner.number("rope_theta", self.number("rope_theta", 10_000.0)?)?;
         if let Some(factor) = inner.get("partial_rotary_factor").filter(|factor| factor.as_f64() != Some(1.0))
         {
@@ -377,6 +384,10 @@ mod tests {
             (r#", "quantization_config": {"bits": 4}"#, "quantization_config"),
             (r#", "logits_scaling": 8.0"#, "logits_scaling"),
             (r#", "attention_dropout": 0.1"#, "attention_dropout"),
+            (
+                r#", "rope_parameters": {"full_attention": {"rope_theta": 5.0}}"#,
+                "rope_parameters.full_attention",
+            ),
             (r#", "layer_types": ["full_attention", "sliding_attention"]"#, "layer_types"),
         ] {
             assert!(

@@ -38,6 +38,7 @@ pub struct CausalLm {
     layers: Vec<Layer>,
     norm: Tensor,
     head: FrozenWeight,
+    head_is_embedding: bool,
     inverse_frequencies: Tensor,
     device: Device,
 }
@@ -114,8 +115,9 @@ impl CausalLm {
         read.check_nothing_left(directory)?;
         let inverse_frequencies =
             Tensor::f_from_slice(&rope::inverse_frequencies(&config))?.f_to_device(device)?;
+        let head_is_embedding = head.data_ptr() == embed_tokens.data_ptr();
         let head = FrozenWeight::new(&head)?;
-        Ok(Self { config, embed_tokens, layers, norm, head, inverse_frequencies, device })
+        Ok(Self { config, embed_tokens, layers, norm, head, head_is_embedding, inverse_frequencies, device })
     }
 
     /// Shape and constants.
@@ -130,14 +132,12 @@ impl CausalLm {
 
     /// Number of weights of the base model; a tied head counts once.
     pub fn parameter_count(&self) -> usize {
-        let linears = self.layers.iter().map(|layer| {
-            let weights = [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj]
-                .map(|linear| (linear.weight().out_features() * linear.weight().in_features()) as usize);
-            weights.iter().sum::<usize>() + 2 * self.config.hidden_size as usize
+        let head = if self.head_is_embedding { 0 } else { self.embed_tokens.numel() };
+        let layers = self.layers.iter().map(|layer| {
+            let linears = [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj];
+            linears.map(LoraLinear::parameter_count).iter().sum::<usize>() + 2 * self.norm.numel()
         });
-        let embedding = self.embed_tokens.numel();
-        let tied = self.config.tie_word_embeddings;
-        embedding * if tied { 1 } else { 2 } + linears.sum::<usize>() + self.norm.numel()
+        self.embed_tokens.numel() + head + layers.sum::<usize>() + self.norm.numel()
     }
 
     /// Final hidden states of the rows `rows` (all where `None`), after the last norm.
@@ -236,6 +236,17 @@ impl CausalLm {
         if let Some(&id) = input_ids.iter().find(|id| !(0..vocab_size).contains(*id)) {
             return Err(Error::TokenOutOfRange { id, vocab_size });
         }
+        for index in layout.segments().iter().filter_map(|segment| segment.adapter) {
+            // Adapter 0 is the usual one, and absent in a bare base model; any other was meant.
+            let exists = || self.layers.iter().any(|layer| layer.has_adapter(index));
+            if index > 0 && !exists() {
+                return Err(Error::Inputs {
+                    what: "adapter of a sequence",
+                    found: format!("index {index}"),
+                    expected: "an adapter that the model has".to_owned(),
+                });
+            }
+        }
         let longest = layout.segments().iter().map(|segment| segment.past + segment.len()).max().unwrap_or(0);
         if longest > self.config.max_position_embeddings {
             return Err(Error::Inputs {
@@ -290,6 +301,12 @@ impl Layer {
         })
     }
 
+    fn has_adapter(&self, index: usize) -> bool {
+        [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
+            .iter()
+            .any(|linear| linear.has_adapter(index))
+    }
+
     /// Attention of the normalised input before its output projection, `[tokens, heads * head_dim]`.
     #[allow(clippy::too_many_arguments)] // one call site; a struct for it would only repeat the names
     fn attention(
@@ -342,16 +359,20 @@ impl Layer {
     }
 }
 
-/// The layout of a selection of rows, in which only the adapters matter.
+/// The layout of a selection of rows, in their order; only the adapters matter in it.
 fn layout_of_rows(layout: &SequenceLayout, rows: &Tensor) -> Result<SequenceLayout> {
-    let rows: Vec<i64> = Vec::try_from(rows)?;
-    let mut lengths = Vec::new();
+    let mut lengths: Vec<(i64, i64)> = Vec::new();
     let mut adapters = Vec::new();
-    for segment in layout.segments() {
-        let count = rows.iter().filter(|row| segment.rows.contains(row)).count() as i64;
-        if count > 0 {
-            lengths.push((count, 0));
-            adapters.push(segment.adapter);
+    for row in Vec::<i64>::try_from(rows)? {
+        let segments = layout.segments();
+        let place = segments.partition_point(|segment| segment.rows.end <= row);
+        let adapter = segments.get(place).and_then(|segment| segment.adapter);
+        match (lengths.last_mut(), adapters.last()) {
+            (Some((count, _)), Some(last)) if *last == adapter => *count += 1,
+            _ => {
+                lengths.push((1, 0));
+                adapters.push(adapter);
+            }
         }
     }
     Ok(SequenceLayout::continuing(&lengths)?.with_adapters(&adapters)?)

@@ -109,8 +109,8 @@ fn check_prompts(model: &ModelConfig, prompts: &[Vec<i64>], config: &GenerationC
                 expected: "at least one".to_owned(),
             });
         }
-        let longest = (prompt.len() + config.max_new_tokens) as i64;
-        if longest > model.max_position_embeddings {
+        let longest = prompt.len().saturating_add(config.max_new_tokens);
+        if !i64::try_from(longest).is_ok_and(|longest| longest <= model.max_position_embeddings) {
             return Err(Error::Inputs {
                 what: "a prompt and its answer",
                 found: format!("{} + {} tokens (prompt {index})", prompt.len(), config.max_new_tokens),
@@ -218,7 +218,15 @@ fn decode(
 }
 
 fn choose(model: &CausalLm, hidden: &Tensor) -> Result<Vec<i64>> {
-    Ok(Vec::try_from(model.head_logits(hidden)?.f_argmax(-1, false)?)?)
+    let (largest, ids) = model.head_logits(hidden)?.f_max_dim(-1, false)?;
+    if !largest.f_isfinite()?.f_all()?.f_int64_value(&[]).is_ok_and(|finite| finite == 1) {
+        return Err(Error::Inputs {
+            what: "logits",
+            found: "NaN or infinity".to_owned(),
+            expected: "finite numbers: weights or adapter are damaged".to_owned(),
+        });
+    }
+    Ok(Vec::try_from(ids)?)
 }
 
 /// Additive mask `[sequences, 1, 1, longest]` over the ragged cache.

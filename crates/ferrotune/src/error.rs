@@ -174,19 +174,14 @@ impl Error {
             | Self::Data(_)
             | Self::Metrics(_)
             | Self::Precision(_) => true,
-            Self::Lora(error) => {
-                !matches!(error, ferrotune_lora::Error::Torch(_) | ferrotune_lora::Error::Kernel(_))
-            }
+            Self::Lora(error) => !is_machine_fault(error),
             Self::Models(error) => {
                 use ferrotune_models::Error as Models;
-                let machine = matches!(
-                    error,
-                    Models::Torch(_)
-                        | Models::Kernel(_)
-                        | Models::SafetensorsWrite { .. }
-                        | Models::JsonWrite { .. }
-                );
-                !machine
+                !matches!(error, Models::SafetensorsWrite { .. } | Models::JsonWrite { .. })
+                    && !is_machine_fault(error)
+            }
+            Self::Trainer(ferrotune_trainer::Error::Model { source, .. }) => {
+                source.downcast_ref::<Self>().is_some_and(Self::is_bad_input)
             }
             Self::Trainer(error) => {
                 use ferrotune_trainer::Error as Trainer;
@@ -197,8 +192,7 @@ impl Error {
                         | Trainer::EmptyDataset { .. }
                 )
             }
-            // A directory that cannot be made or written to was named by the user.
-            Self::Write { .. } => true,
+            Self::Write { source, .. } => !is_disk_fault(source),
             Self::RecipeToToml { .. } | Self::ToJson { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
@@ -216,6 +210,19 @@ fn beyond_context(examples: &[(String, usize)], total: usize, context: usize) ->
         text.push_str(&format!("\n  ... and {} more", total - examples.len()));
     }
     text
+}
+
+/// Whether libtorch, a full disk or the like lies at the bottom of an error.
+fn is_machine_fault(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| {
+        cause.is::<tch::TchError>() || cause.downcast_ref::<std::io::Error>().is_some_and(is_disk_fault)
+    })
+}
+
+/// Whether the machine is at fault, and not the path that the user gave.
+fn is_disk_fault(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull, WriteZero};
+    matches!(error.kind(), StorageFull | QuotaExceeded | OutOfMemory | WriteZero)
 }
 
 fn list(path: &std::path::Path, problems: &[Problem]) -> String {

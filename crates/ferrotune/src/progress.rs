@@ -271,6 +271,8 @@ pub enum Event<'a> {
         /// All numbers, as in `metrics.json`.
         metrics: Option<&'a crate::report::Metrics>,
     },
+    /// The run was interrupted; what it has written is whole.
+    Interrupted,
     /// The run failed.
     Error {
         /// Why.

@@ -19,6 +19,8 @@ use super::task::packed_inputs;
 /// A causal language model with its tokenizer and, perhaps, an adapter.
 #[derive(Debug)]
 pub struct Assistant {
+    /// The Hugging Face directory that it was loaded from.
+    pub directory: PathBuf,
     /// The model.
     pub model: CausalLm,
     /// Its tokenizer and chat template.
@@ -79,7 +81,7 @@ impl Assistant {
         if stop_token_ids.is_empty() {
             stop_token_ids.extend(tokenizer.eos_token_id().map(i64::from));
         }
-        Ok(Self { model, tokenizer, stop_token_ids, adapter: None })
+        Ok(Self { directory, model, tokenizer, stop_token_ids, adapter: None })
     }
 
     /// Adds a PEFT adapter and uses it from now on.

@@ -52,7 +52,7 @@ pub trait Observer {
 pub struct RunOutcome {
     /// All numbers, as in `metrics.json`.
     pub metrics: Metrics,
-    /// Whether the run was stopped before its end; then nothing was written.
+    /// Whether the run was stopped before its end: nothing was written, or the adapter and the recipe if training was over.
     pub cancelled: bool,
 }
 
@@ -101,6 +101,10 @@ pub fn run(
     let preflight = Preflight::new(&rows, &assistant.tokenizer, &assistant.stop_tokens(), data.max_length)?;
     observer.note(&preflight.to_string());
     preflight.check()?;
+    if let Some(rows) = &validation_rows {
+        // Found out before the training, not by the evaluation at its end.
+        Preflight::new(rows, &assistant.tokenizer, &assistant.stop_tokens(), data.max_length)?.check()?;
+    }
     arguments.plan(rows.len())?;
     let test = match test {
         Some(examples) => {
@@ -111,7 +115,7 @@ pub fn run(
         }
         None => None,
     };
-    let config = lora_config(recipe);
+    let config = lora_config(recipe, &assistant.directory);
     let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
     let adapter = inject(&mut assistant.model, "default", 0, &config, key)?;
 
@@ -150,6 +154,10 @@ pub fn run(
     if outcome.cancelled {
         return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
     }
+    // The training is not lost whatever happens from here on.
+    directory.clear()?;
+    adapter.save(directory.adapter())?;
+    directory.write("recipe.toml", recipe.to_toml()?)?;
     assistant.adapter = Some(adapter);
     let after = evaluate(&assistant, "answers after training", recipe.evaluation.after, observer)?;
     if observer.cancelled() {
@@ -181,11 +189,6 @@ pub fn run(
     };
     let report =
         report(recipe, metrics, &preflight, splits, test.as_ref(), [before.as_ref(), after.as_ref()])?;
-    directory.clear()?;
-    if let Some(adapter) = &assistant.adapter {
-        adapter.save(directory.adapter())?;
-    }
-    directory.write("recipe.toml", recipe.to_toml()?)?;
     if test.is_some() {
         directory.write_predictions(&report.outputs)?;
     }
@@ -247,7 +250,7 @@ fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
     })
 }
 
-fn lora_config(recipe: &Recipe) -> LoraConfig {
+fn lora_config(recipe: &Recipe, base: &Path) -> LoraConfig {
     let lora = &recipe.lora;
     LoraConfig {
         rank: lora.r,
@@ -257,7 +260,7 @@ fn lora_config(recipe: &Recipe) -> LoraConfig {
             TargetModules::AllLinear => ferrotune_lora::TargetModules::AllLinear,
             TargetModules::Named(names) => ferrotune_lora::TargetModules::Names(names.clone()),
         },
-        base_model_name_or_path: Some(recipe.model.path.display().to_string()),
+        base_model_name_or_path: Some(base.display().to_string()),
         ..LoraConfig::default()
     }
 }

@@ -43,18 +43,6 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
             ),
         );
     }
-    #[expect(clippy::cast_precision_loss, reason = "no run has 2^53 steps")]
-    if training.max_steps > 0 && training.warmup_steps >= training.max_steps as f64 {
-        contradiction(
-            ["training.warmup_steps", "training.max_steps"],
-            format!(
-                "`training.warmup_steps` is {}, and `training.max_steps` ends the run after {}: \
-                 the learning rate would never reach its peak",
-                training.warmup_steps, training.max_steps
-            ),
-        );
-    }
-
     let output = plain(&recipe.output_dir);
     let inputs = [
         ("model.path", Some(&recipe.model.path)),
@@ -72,10 +60,10 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
     }
 }
 
-/// Held-out data that are the training data: legal, and hardly ever meant.
+/// What is legal and hardly ever meant: held-out data that are the training data, a warm-up that the run does not outlive.
 pub(super) fn warnings(recipe: &Recipe) -> Vec<String> {
     let data = &recipe.data;
-    [("data.validation", &data.validation), ("data.test", &data.test)]
+    let mut warnings: Vec<String> = [("data.validation", &data.validation), ("data.test", &data.test)]
         .into_iter()
         .filter(|(_, path)| path.as_ref().is_some_and(|path| same_file(path, &data.train)))
         .map(|(key, _)| {
@@ -83,7 +71,17 @@ pub(super) fn warnings(recipe: &Recipe) -> Vec<String> {
                 "`{key}` and `data.train` are the same file: what is measured on it is no held-out result"
             )
         })
-        .collect()
+        .collect();
+    let training = &recipe.training;
+    #[expect(clippy::cast_precision_loss, reason = "no run has 2^53 steps")]
+    if training.max_steps > 0 && training.warmup_steps >= training.max_steps as f64 {
+        warnings.push(format!(
+            "`training.warmup_steps` is {}, and `training.max_steps` ends the run after {}: \
+             the learning rate never reaches its peak",
+            training.warmup_steps, training.max_steps
+        ));
+    }
+    warnings
 }
 
 /// A problem for each file that is absent or of the wrong kind.

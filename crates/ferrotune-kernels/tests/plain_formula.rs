@@ -206,6 +206,37 @@ fn swiglu_is_silu_of_gate_times_up() {
     );
 }
 
+#[test]
+fn what_does_not_lie_in_rows_follows_the_same_formulas() {
+    // Transposed inputs and gradients take the path through libtorch's operators.
+    compare(
+        &[&[7, 15], &[7]],
+        |leaves| rms_norm(&leaves[0].tr(), &leaves[1], 1e-5).unwrap(),
+        |leaves| {
+            let x = leaves[0].tr();
+            let mean_square = x.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+            &x * (mean_square + 1e-5).rsqrt() * &leaves[1]
+        },
+    );
+    compare(
+        &[&[14, 5]],
+        |leaves| swiglu(&leaves[0].tr()).unwrap(),
+        |leaves| (leaves[0].narrow(0, 0, 7).silu() * leaves[0].narrow(0, 7, 7)).tr(),
+    );
+    let angle = noise(50, &[5, 4]) * 3.0;
+    let (cos, sin) = (angle.cos(), angle.sin());
+    compare(
+        &[&[3, 5, 8]],
+        |leaves| rotary(&leaves[0].transpose(0, 1), &cos, &sin).unwrap().transpose(0, 1),
+        |leaves| {
+            let x = &leaves[0];
+            let double = |table: &Tensor| Tensor::cat(&[table, table], 1);
+            let rotated = Tensor::cat(&[-x.narrow(2, 4, 4), x.narrow(2, 0, 4)], 2);
+            x * double(&cos) + rotated * double(&sin)
+        },
+    );
+}
+
 /// Attention by the formula: one score matrix a sequence and head.
 fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, borders: &[i64], scale: f64, window: i64) -> Tensor {
     let group = q.size()[1] / k.size()[1];

@@ -86,9 +86,18 @@ mod tests {
 
     #[test]
     fn the_mask_is_that_of_the_uniform_stream_on_either_path() {
-        for (shape, probability) in
-            [([301, 200], 0.3), ([5, 33], 0.05), ([1, 1], 0.5), ([64, 64], 0.0), ([16, 64], 0.999)]
-        {
+        // A number of the stream as the probability itself, and as the next number below it.
+        let number = RandomKey::from_seed(7).uniform(200).into_iter().find(|u| (0.125..0.25).contains(u));
+        let number = f64::from(number.unwrap());
+        for (shape, probability) in [
+            ([301, 200], 0.3),
+            ([5, 33], 0.05),
+            ([1, 1], 0.5),
+            ([64, 64], 0.0),
+            ([16, 64], 0.999),
+            ([2, 100], number),
+            ([2, 100], number + 0.25 / f64::from(1 << 24)),
+        ] {
             let dropout = Dropout::new(RandomKey::from_seed(7), probability);
             let x = noise(1, &shape);
             let keep = (1.0 / (1.0 - probability)) as f32;

@@ -106,14 +106,8 @@ fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<boo
     let Some(answers) = answers else { return Ok(false) };
     let mut lines = String::new();
     for (example, answer) in examples.iter().zip(&answers) {
-        let prompt = match &example.prompt {
-            Prompt::Text(text) => text.clone(),
-            Prompt::Messages(messages) => {
-                messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")
-            }
-        };
         let line = serde_json::json!({
-            "prompt": prompt, "prediction": answer.text, "reference": example.completion.text(),
+            "prompt": example.prompt.text(), "prediction": answer.text, "reference": example.completion.text(),
         });
         lines.push_str(&format!("{line}\n"));
     }

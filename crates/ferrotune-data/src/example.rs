@@ -32,6 +32,19 @@ pub enum Prompt {
     Messages(Vec<Message>),
 }
 
+impl Prompt {
+    /// The words of the prompt, without the marks of a chat template: the plain text, or the contents of the messages with a blank
+    /// line between them.
+    pub fn text(&self) -> String {
+        match self {
+            Prompt::Text(text) => text.clone(),
+            Prompt::Messages(messages) => {
+                messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")
+            }
+        }
+    }
+}
+
 /// What the model should answer: the only part that is trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completion {

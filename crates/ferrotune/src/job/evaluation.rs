@@ -73,16 +73,6 @@ impl TestSet {
         }
         Ok(scores)
     }
-
-    /// The words of prompt `index`, without the marks of the chat template.
-    pub fn prompt_text(&self, index: usize) -> String {
-        match &self.examples[index].prompt {
-            ferrotune_data::Prompt::Text(text) => text.clone(),
-            ferrotune_data::Prompt::Messages(messages) => {
-                messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")
-            }
-        }
-    }
 }
 
 /// ROUGE-L of one answer, 0 to 100.

@@ -117,7 +117,7 @@ pub(super) fn outputs(test: &TestSet, before: Option<&Pass>, after: Option<&Pass
             let reference = test.examples[index].completion.text().to_owned();
             let (before, after) = (answer(before, index), answer(after, index));
             Output {
-                prompt: test.prompt_text(index),
+                prompt: test.examples[index].prompt.text(),
                 before_rouge_l: before.as_deref().map(|answer| rouge_l(&reference, answer)),
                 after_rouge_l: after.as_deref().map(|answer| rouge_l(&reference, answer)),
                 reference,

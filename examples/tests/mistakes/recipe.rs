@@ -1,0 +1,90 @@
+//! What is wrong with a recipe, or with the arguments of a program.
+
+use crate::{
+    common::{Job, RECIPE, copy_of, model},
+    recipe_refused, refused,
+};
+use std::fs;
+
+#[test]
+fn recipes_are_checked_key_by_key() {
+    recipe_refused(
+        "learning_rate = ",
+        "learning_rat = ",
+        &["recipe.toml:17:1: ", "did you mean `training.learning_rate`?"],
+    );
+    recipe_refused(
+        "learning_rate = 1e-3",
+        "learning_rate = \"high\"",
+        &["recipe.toml:17:1: ", "`training.learning_rate`", "number"],
+    );
+    recipe_refused(
+        "per_device_train_batch_size = 2",
+        "per_device_train_batch_size = 0",
+        &[
+            "recipe.toml:15:1: ",
+            "`training.per_device_train_batch_size` is 0; expected an integer of at least 1",
+        ],
+    );
+    recipe_refused("[lora]", "[lora", &["recipe.toml:10:6: ", "not valid TOML"]);
+    recipe_refused("[lora]", "[loar]", &["recipe.toml:10:", "did you mean `[lora]`?"]);
+    recipe_refused("output_dir = \"out\"", "", &["`output_dir` is missing"]);
+    recipe_refused(
+        "max_length = 128",
+        "max_length = 1.5\nmax_train = -1",
+        &["2 problems", "`data.max_length`", "`data.max_train`"],
+    );
+    let job = Job::new();
+    refused(
+        &job,
+        &["training.lerning_rate=1"],
+        &["training.lerning_rate=1", "did you mean `training.learning_rate`?"],
+    );
+    refused(&job, &["lora.r=0"], &["`lora.r` is 0"]);
+    refused(&job, &["lora.r=1000000000"], &["`lora.r` is 1000000000; expected an integer from 1 to"]);
+    refused(&job, &["nonsense"], &["section.key=value"]);
+    refused(&job, &["runtime.threads=0"], &["`runtime.threads`"]);
+    refused(&job, &["evaluation.metrics=[\"rouge\"]"], &["`evaluation.metrics`", "rougeL"]);
+    job.write("recipe.toml", b"output_dir = \"\xff\"");
+    refused(&job, &[], &["recipe.toml", "UTF-8"]);
+}
+
+#[test]
+fn target_modules_that_match_nothing_are_answered_with_what_there_is() {
+    let job = Job::new();
+    refused(
+        &job,
+        &["lora.target_modules=[\"query\"]"],
+        &["query", "q_proj", "down_proj", "matches no linear layer"],
+    );
+    refused(&job, &["lora.target_modules=[\"mlp\"]"], &["mlp", "not a linear layer", "gate_proj"]);
+}
+
+#[test]
+fn arguments_out_of_range_are_refused() {
+    let job = Job::new();
+    for arguments in
+        [["--threads", "0"], ["--batch-size", "0"], ["--max-new-tokens", "0"], ["--threads", "1000000"]]
+    {
+        let run = job.run("generate", &[&["--model", "gone", "--prompt", "a"], &arguments[..]].concat());
+        run.refused(&arguments);
+    }
+    let files = ["--input", "test.jsonl", "--output", "o.jsonl"];
+    job.run("score", &[&["--model", "gone", "--threads", "0"], &files[..]].concat()).refused(&["--threads"]);
+    job.run("score", &[&["--model", "gone"], &files[..]].concat()).refused(&["gone"]);
+    job.tool("generate", &["--prompt", "a", "--device", "gpu"]).refused(&["gpu", "cpu"]);
+    job.tool("generate", &["--prompt", ""]).refused(&["--prompt"]);
+}
+
+#[test]
+fn a_recipe_in_the_wrong_place_is_no_recipe() {
+    let job = Job::new();
+    // The model's path is relative to where the program runs, not to the recipe.
+    fs::create_dir(job.path("recipes")).unwrap();
+    copy_of(model(), &job.path("recipes/model"));
+    job.write("recipes/recipe.toml", RECIPE.replace("MODEL", "model"));
+    let run = job.run("finetune", &["recipes/recipe.toml"]);
+    run.refused(&["\"model\" does not exist", "paths are not relative to the recipe"]);
+    job.run("finetune", &["train.jsonl"]).refused(&["train.jsonl:1:", "not valid TOML"]);
+    job.run("finetune", &["recipes"]).refused(&["recipes"]);
+}

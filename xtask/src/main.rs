@@ -32,7 +32,7 @@ enum Command {
     Setup,
     /// Run everything that CI runs, the cheapest first
     Test {
-        /// Only these steps (format, graph, licences, pure, setup, clippy, model, test, doc)
+        /// Only these steps (format, graph, licences, pure, setup, clippy, model, test, guide, doc)
         steps: Vec<String>,
     },
     /// Build the instruction data from crate sources

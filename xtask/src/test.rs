@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, the cheapest first, up to the first failure.
 
 mod graph;
+mod guide;
 mod licences;
 pub mod spdx;
 
@@ -21,7 +22,7 @@ struct Step {
 }
 
 /// What needs no libtorch comes before the set-up that provides it: on a fresh machine there is none then.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { name: "format", about: "the code is formatted", work: format },
     Step {
         name: "graph",
@@ -34,6 +35,7 @@ const STEPS: [Step; 9] = [
     Step { name: "clippy", about: "no lint warns", work: clippy },
     Step { name: "model", about: "the demo model is imported", work: || setup::run()?.import("dev") },
     Step { name: "test", about: "tests and documented examples pass", work: tests },
+    Step { name: "guide", about: "the guide for newcomers works as written", work: guide::run },
     Step { name: "doc", about: "the documentation builds without a warning", work: documentation },
 ];
 

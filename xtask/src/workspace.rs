@@ -1,7 +1,7 @@
 //! Where things are: the checkout, the cache, the cargo that started us.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -40,8 +40,15 @@ fn cache_path(xdg_cache_home: Option<OsString>, home: Option<OsString>) -> Resul
 
 /// The cargo that runs us, started in the root of the checkout.
 pub fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(root());
+    let mut command = program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments);
+    command
+}
+
+/// A program, started in the root of the checkout as the user's shell would start it.
+pub fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    command.current_dir(root());
     // What `cargo run` set for this program is about this package and must not leak into the next cargo.
     for (name, _) in env::vars_os() {
         if name

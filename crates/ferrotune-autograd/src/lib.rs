@@ -6,7 +6,7 @@ mod parallel;
 #[allow(unsafe_code)] // the one place where Rust and the C++ shim meet
 mod shim;
 
-pub use error::{Error, Result};
+pub use error::{BoxedError, Error, Result};
 pub use function::{BackwardContext, ForwardContext, Function, apply, apply_one, live_functions};
 pub use parallel::parallel_for;
 pub use tch;

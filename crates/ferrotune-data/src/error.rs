@@ -1,9 +1,9 @@
 //! What can go wrong with data, and how to mend it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::Source;
+use crate::{LongExamples, Source};
 
 /// At most this many problems are listed in one error; the total is always given.
 pub const MAX_LISTED: usize = 20;
@@ -23,6 +23,34 @@ pub enum Error {
         /// What the operating system says.
         #[source]
         cause: std::io::Error,
+    },
+    /// A path that leads to no regular file.
+    #[error("{}: expected a regular file, found {found}", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A file of the tokenizer that is far larger than any.
+    #[error("{}: {bytes} bytes, more than the {limit} that such a file may have: is this the right file?", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The largest size that is read.
+        limit: u64,
+    },
+    /// A data file that is of another kind as a whole.
+    #[error("{}: expected one JSON object a line, found {found}: {help}", path.display())]
+    NotJsonLines {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        found: &'static str,
+        /// How to make a JSONL file of it.
+        help: &'static str,
     },
     /// A data file holds no line at all, or only blank ones.
     #[error("{}: the file holds no examples: expected one JSON object a line", path.display())]
@@ -130,17 +158,26 @@ pub enum Error {
     /// A prompt of messages with a completion that is a string, or the other way round.
     #[error("the prompt and the completion must both be strings or both be lists of messages")]
     MixedForms,
-    /// An example has more tokens than allowed.
-    #[error(
-        "{example}: {tokens} tokens, more than max_length = {max_length}: shorten the example, remove it, or raise max_length"
-    )]
+    /// Examples have more tokens than allowed.
+    #[error("{long}")]
     TooLong {
-        /// The line of the example.
-        example: Source,
-        /// Its number of tokens, prompt and completion.
-        tokens: usize,
-        /// The limit.
-        max_length: usize,
+        /// All of them.
+        long: LongExamples,
+    },
+    /// Of a file, every line or example was left out.
+    #[error("{}: nothing is left of it: {cause}", path.display())]
+    NothingLeft {
+        /// The file.
+        path: PathBuf,
+        /// Why the last of them were left out.
+        #[source]
+        cause: Box<Error>,
+    },
+    /// Several things are wrong, and none of them hides another.
+    #[error("{}", errors.iter().map(Error::to_string).collect::<Vec<_>>().join("\n"))]
+    Several {
+        /// All of them.
+        errors: Vec<Error>,
     },
     /// Several examples could not be tokenised.
     #[error("{}", listing(*total, "bad example", problems))]
@@ -177,6 +214,11 @@ impl Error {
     pub(crate) fn in_example(self, example: &Source) -> Self {
         Error::Example { example: example.clone(), cause: Box::new(self) }
     }
+
+    /// The error as the reason why nothing of a file can be used.
+    pub(crate) fn nothing_left(self, path: &Path) -> Self {
+        Error::NothingLeft { path: path.to_path_buf(), cause: Box::new(self) }
+    }
 }
 
 /// One bad line of a data file, shown as `file:line:column: expected ..., found ...`.
@@ -199,13 +241,14 @@ impl fmt::Display for LineProblem {
 }
 
 fn listing<T: fmt::Display>(total: usize, what: &str, problems: &[T]) -> String {
-    let mut text = format!("{total} {what}{}:", if total == 1 { "" } else { "s" });
-    for problem in problems {
-        text.push_str("\n  ");
-        text.push_str(&problem.to_string());
-    }
-    if total > problems.len() {
-        text.push_str(&format!("\n  ... and {} more", total - problems.len()));
+    format!("{total} {what}{}:{}", if total == 1 { "" } else { "s" }, listed(problems, total))
+}
+
+/// The first of `total` things, each on a line of its own, and how many more there are.
+pub(crate) fn listed<T: fmt::Display>(first: &[T], total: usize) -> String {
+    let mut text: String = first.iter().map(|one| format!("\n  {one}")).collect();
+    if total > first.len() {
+        text.push_str(&format!("\n  ... and {} more", total - first.len()));
     }
     text
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::json::{Json, Node, Problem};
 use crate::jsonl::read_lines;
-use crate::{Result, Source};
+use crate::{LineProblem, OnError, Problems, Result, Source};
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -117,7 +117,35 @@ pub struct Example {
 /// # Ok(()) }
 /// ```
 pub fn read_examples(path: &Path, limit: Option<usize>) -> Result<Vec<Example>> {
-    read_lines(path, limit, |source, node, _| example(source, node))
+    Ok(read_examples_with(path, limit, OnError::Strict)?.0)
+}
+
+/// Reads a JSONL file as [`read_examples`] does; with [`OnError::Skip`] bad lines are left out, and what is wrong with them is
+/// returned beside the examples. Of the lines that `limit` takes, the bad ones are some.
+///
+/// # Errors
+/// As [`read_examples`]; with [`OnError::Skip`] no `BadLines`, but [`Error::NothingLeft`](crate::Error::NothingLeft) if
+/// every line is bad.
+///
+/// # Examples
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use ferrotune_data::{OnError, read_examples_with};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("train.jsonl");
+///
+/// std::fs::write(&path, "{\"prompt\": \"1 + 1 =\", \"completion\": \" 2\"}\n{\"prompt\": \"2 + 2 =\"}\n")?;
+/// let (examples, skipped) = read_examples_with(&path, None, OnError::Skip)?;
+/// assert_eq!((examples.len(), skipped.total), (1, 1));
+/// assert_eq!(skipped.first[0].source.line, 2);
+/// # Ok(()) }
+/// ```
+pub fn read_examples_with(
+    path: &Path,
+    limit: Option<usize>,
+    on_error: OnError,
+) -> Result<(Vec<Example>, Problems<LineProblem>)> {
+    read_lines(path, limit, on_error, |source, node, _| example(source, node))
 }
 
 /// The pairs of fields of which one must be there, whole.

@@ -9,6 +9,9 @@ use std::collections::HashSet;
 /// Objects and arrays nested deeper than this are refused.
 const MAX_DEPTH: usize = 64;
 
+/// A line with more values is refused: each takes many times the two bytes that it can be written in.
+const MAX_VALUES: usize = 1 << 20;
+
 /// A value and the byte at which it starts.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Node<'a> {
@@ -68,12 +71,16 @@ impl Problem {
 
 /// Parses exactly one JSON value, with nothing but white space around it.
 pub(crate) fn parse(text: &str) -> Result<Node<'_>, Problem> {
-    let mut parser = Parser { text, at: 0 };
+    let mut parser = Parser { text, at: 0, values: 0 };
     parser.skip_space();
     let node = parser.value(0)?;
     parser.skip_space();
     if parser.at < text.len() {
         let found = match parser.peek() {
+            Some(b'{') if text[node.at..parser.at].contains('\r') => {
+                "a second object after a bare carriage return: end the lines with \\n, as tr '\\r' '\\n' does"
+                    .to_string()
+            }
             Some(b'{') => "a second object: put each on a line of its own".to_string(),
             _ => format!("{} after it", parser.here()),
         };
@@ -85,6 +92,7 @@ pub(crate) fn parse(text: &str) -> Result<Node<'_>, Problem> {
 struct Parser<'a> {
     text: &'a str,
     at: usize,
+    values: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -121,6 +129,10 @@ impl<'a> Parser<'a> {
 
     fn value(&mut self, depth: usize) -> Result<Node<'a>, Problem> {
         let at = self.at;
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            return Err(Problem::new(at, format!("at most {MAX_VALUES} values in a line"), "one more"));
+        }
         let value = match self.peek() {
             Some(b'{' | b'[') if depth >= MAX_DEPTH => {
                 return Err(Problem::new(

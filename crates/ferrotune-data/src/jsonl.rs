@@ -1,16 +1,17 @@
 //! The lines of a JSONL file: numbered, checked for UTF-8, and bad ones collected.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{LineProblem, MAX_LISTED};
 use crate::json::{self, Node, Problem};
-use crate::{Error, Result, Source};
+use crate::{Error, LineProblem, OnError, Problems, Result, Source, file, foreign};
 
 /// A line longer than this is refused, so that a file that is no JSONL cannot fill the memory.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
+
+/// As much of the first line shows what kind of file it is.
+const MAX_HEAD_BYTES: usize = 4096;
 
 /// Reads a JSONL file into values, each with its line; `limit` takes the first `n`.
 ///
@@ -32,32 +33,34 @@ pub const MAX_LINE_BYTES: usize = 16 << 20;
 /// # Ok(()) }
 /// ```
 pub fn read_records(path: &Path, limit: Option<usize>) -> Result<Vec<(Source, serde_json::Value)>> {
-    read_lines(path, limit, |source, node, text| {
+    let (records, _) = read_lines(path, limit, OnError::Strict, |source, node, text| {
         let json::Json::Object(_) = node.value else {
             return Err(Problem::new(node.at, "a JSON object", node.value.kind()));
         };
         let value = serde_json::from_str(text)
             .map_err(|error| Problem::new(node.at, "numbers that fit 64 bits", error.to_string()))?;
         Ok((source, value))
-    })
+    })?;
+    Ok(records)
 }
 
-/// Reads a file line by line through `convert`, and collects either all results or all problems.
+/// Reads a file line by line through `convert`, and collects results and problems.
 pub(crate) fn read_lines<T>(
     path: &Path,
     limit: Option<usize>,
+    on_error: OnError,
     mut convert: impl FnMut(Source, Node<'_>, &str) -> std::result::Result<T, Problem>,
-) -> Result<Vec<T>> {
+) -> Result<(Vec<T>, Problems<LineProblem>)> {
     let io_error = |cause| Error::Io { path: path.to_path_buf(), cause };
-    let mut reader = BufReader::new(File::open(path).map_err(io_error)?);
+    let mut reader = BufReader::new(file::open(path)?.0);
     let file: Arc<Path> = path.into();
     let limit = limit.unwrap_or(usize::MAX);
-    let (mut values, mut problems, mut bad) = (Vec::new(), Vec::new(), 0usize);
+    let (mut values, mut problems) = (Vec::new(), Problems::default());
     // Blank lines count only once something follows them: at the end of a file they mean nothing.
     let (mut blank, mut pending_blank) = (0usize, 0usize);
     let mut bytes = Vec::new();
     let mut line = 0;
-    while values.len() + bad < limit {
+    while values.len() + problems.total < limit {
         bytes.clear();
         let read =
             (&mut reader).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut bytes).map_err(io_error)?;
@@ -65,6 +68,13 @@ pub(crate) fn read_lines<T>(
             break;
         }
         line += 1;
+        // Before the first line that is not blank.
+        if values.is_empty() && problems.is_empty() {
+            let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_HEAD_BYTES)]);
+            if let Some((found, help)) = foreign::recognise(&bytes, &text) {
+                return Err(Error::NotJsonLines { path: path.to_path_buf(), found, help });
+            }
+        }
         let source = Source { file: file.clone(), line };
         let outcome = if bytes.len() > MAX_LINE_BYTES {
             if bytes.last() != Some(&b'\n') {
@@ -94,15 +104,13 @@ pub(crate) fn read_lines<T>(
         match outcome {
             Ok(value) => values.push(value),
             Err((column, Problem { expected, found, .. })) => {
-                bad += 1;
-                if problems.len() < MAX_LISTED {
-                    problems.push(LineProblem { source, column, expected, found });
-                }
+                problems.push(LineProblem { source, column, expected, found });
             }
         }
     }
-    if bad > 0 {
-        return Err(Error::BadLines { problems, total: bad });
+    if !problems.is_empty() && (on_error == OnError::Strict || values.is_empty()) {
+        let bad = Error::BadLines { problems: problems.first, total: problems.total };
+        return Err(if on_error == OnError::Strict { bad } else { bad.nothing_left(path) });
     }
     if values.is_empty() && limit > 0 {
         return Err(Error::EmptyFile { path: path.to_path_buf() });
@@ -110,7 +118,7 @@ pub(crate) fn read_lines<T>(
     if blank > 0 {
         tracing::warn!(file = %path.display(), blank, "skipped blank lines between examples");
     }
-    Ok(values)
+    Ok((values, problems))
 }
 
 /// Characters before `at`, plus one.

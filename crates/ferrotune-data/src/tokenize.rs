@@ -1,9 +1,12 @@
 //! Examples to token ids and labels.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::MAX_LISTED;
-use crate::{Completion, Error, Example, Prompt, Result, Source, TextTokenizer};
+use crate::{
+    Completion, Error, Example, LongExamples, OnError, Problems, Prompt, Result, Source, TextTokenizer,
+    Truncation,
+};
 
 /// The label of a token that is not a target, as in PyTorch and Hugging Face.
 pub const IGNORE: i64 = -100;
@@ -29,6 +32,52 @@ impl Tokenized {
     pub fn target_tokens(&self) -> usize {
         self.labels.iter().skip(1).filter(|label| **label != IGNORE).count()
     }
+
+    /// Keeps these tokens only.
+    pub(crate) fn keep(&mut self, range: Range<usize>) {
+        self.input_ids.truncate(range.end);
+        self.input_ids.drain(..range.start);
+        self.labels.truncate(range.end);
+        self.labels.drain(..range.start.min(self.labels.len()));
+    }
+}
+
+/// What to do with examples that cannot be used as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenizeOptions {
+    /// The most tokens an example may have, prompt and completion.
+    pub max_length: usize,
+    /// What happens to a longer one.
+    pub truncation: Truncation,
+    /// What happens to one that the chat template or the tokenizer refuses.
+    pub on_error: OnError,
+}
+
+impl TokenizeOptions {
+    /// Every example that cannot be used as it is is an error.
+    pub fn strict(max_length: usize) -> Self {
+        Self { max_length, truncation: Truncation::Error, on_error: OnError::Strict }
+    }
+}
+
+/// Examples as token ids and labels, and which are not among them.
+#[derive(Debug, Default)]
+pub struct TokenizedExamples {
+    /// The rows, in the order of the examples.
+    pub rows: Vec<Tokenized>,
+    /// The examples that the chat template or the tokenizer refused.
+    pub refused: Problems<Error>,
+    /// The examples that were too long.
+    pub long: LongExamples,
+}
+
+/// Prompts as token ids, and which are not among them.
+#[derive(Debug, Default)]
+pub struct PromptIds {
+    /// One entry for each example, in order; `None` where its prompt was refused.
+    pub prompts: Vec<Option<Vec<u32>>>,
+    /// The examples whose prompts the chat template or the tokenizer refused.
+    pub refused: Problems<Error>,
 }
 
 /// Turns one example into token ids and labels; the targets are those that TRL trains on.
@@ -42,17 +91,13 @@ impl Tokenized {
 /// merges the end of the prompt with the start of the completion is trained.
 ///
 /// # Errors
-/// - [`Error::TooLong`] if prompt and completion have more than `max_length` tokens: nothing is cut in silence
-/// - [`Error::Example`] around an error of the chat template or the tokenizer
+/// [`Error::Example`] around an error of the chat template or the tokenizer.
 ///
 /// # References
 /// `trl.trainer.sft_trainer.SFTTrainer._prepare_dataset`, TRL 1.16.
-pub fn tokenize(example: &Example, tokenizer: &TextTokenizer, max_length: usize) -> Result<Tokenized> {
+pub fn tokenize(example: &Example, tokenizer: &TextTokenizer) -> Result<Tokenized> {
     let (input_ids, shared) =
         encode_both(example, tokenizer).map_err(|error| error.in_example(&example.source))?;
-    if input_ids.len() > max_length {
-        return Err(Error::TooLong { example: example.source.clone(), tokens: input_ids.len(), max_length });
-    }
     let labels = input_ids
         .iter()
         .enumerate()
@@ -61,32 +106,81 @@ pub fn tokenize(example: &Example, tokenizer: &TextTokenizer, max_length: usize)
     Ok(Tokenized { input_ids, labels, source: example.source.clone() })
 }
 
-/// Turns all examples into token ids and labels, in order, and reports all bad ones at once. Works on all cores.
+/// Turns all examples into token ids and labels, in order; each must be good as it is.
 ///
 /// # Errors
-/// [`Error::BadExamples`] with the first 20 problems (see [`tokenize`]) and their number; [`Error::NoChatTemplate`]; an
-/// [`Error::Example`] alone if the chat template does not come to an end for it.
+/// As [`tokenize_with`] with [`TokenizeOptions::strict`].
 pub fn tokenize_all(
     examples: &[Example],
     tokenizer: &TextTokenizer,
     max_length: usize,
 ) -> Result<Vec<Tokenized>> {
-    in_parallel(examples, |example| tokenize(example, tokenizer, max_length))
+    Ok(tokenize_with(examples, tokenizer, &TokenizeOptions::strict(max_length))?.rows)
 }
 
-/// The token ids of the prompts of all examples, in order; bad ones are reported as by [`tokenize_all`].
+/// Turns examples into token ids and labels (see [`tokenize`]), in order, on all cores, and says which were left out or cut.
 ///
 /// # Errors
-/// [`Error::BadExamples`] with the first 20 problems (see [`TextTokenizer::prompt_ids`]) and their number;
-/// [`Error::NoChatTemplate`]; an [`Error::Example`] alone if the chat template does not come to an end for it.
-pub fn prompt_ids_all(examples: &[Example], tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>> {
-    in_parallel(examples, |example| {
-        tokenizer.prompt_ids(example).map_err(|error| error.in_example(&example.source))
-    })
+/// - [`Error::BadExamples`] with the first 20 examples that the chat template or the tokenizer refused, unless they are to be
+///   skipped; [`Error::TooLong`]; [`Error::Several`] for both
+/// - [`Error::NothingLeft`] if there were examples and no row is left
+/// - [`Error::NoChatTemplate`]; an [`Error::Example`] alone if the chat template does not come to an end for it: these hold for
+///   every example, and skip nothing
+pub fn tokenize_with(
+    examples: &[Example],
+    tokenizer: &TextTokenizer,
+    options: &TokenizeOptions,
+) -> Result<TokenizedExamples> {
+    let (rows, refused) = sort_out(in_parallel(examples, |example| tokenize(example, tokenizer)))?;
+    let rows = rows.into_iter().flatten().collect();
+    let strict = options.on_error == OnError::Strict;
+    let (rows, long) = match options.truncation.apply(rows, options.max_length) {
+        Err(long) if strict && !refused.is_empty() => {
+            return Err(Error::Several { errors: vec![bad_examples(refused), long] });
+        }
+        Ok(_) if strict && !refused.is_empty() => return Err(bad_examples(refused)),
+        result => result?,
+    };
+    if let (true, Some(example)) = (rows.is_empty(), examples.first()) {
+        let cause = if long.is_empty() { bad_examples(refused) } else { Error::TooLong { long } };
+        return Err(cause.nothing_left(&example.source.file));
+    }
+    Ok(TokenizedExamples { rows, refused, long })
 }
 
-/// The results of `work`, in the order of the items, or their problems.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+/// The token ids of the prompts of all examples, in order.
+///
+/// # Errors
+/// As [`prompt_ids_with`] with [`OnError::Strict`].
+pub fn prompt_ids_all(examples: &[Example], tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>> {
+    Ok(prompt_ids_with(examples, tokenizer, OnError::Strict)?.prompts.into_iter().flatten().collect())
+}
+
+/// The token ids of the prompt of each example (see [`TextTokenizer::prompt_ids`]), and which were skipped.
+///
+/// # Errors
+/// - [`Error::BadExamples`] with the first 20 examples that the chat template or the tokenizer refused, unless they are to be
+///   skipped; [`Error::NothingLeft`] if it refused all of them
+/// - [`Error::NoChatTemplate`]; an [`Error::Example`] alone if the chat template does not come to an end for it
+pub fn prompt_ids_with(
+    examples: &[Example],
+    tokenizer: &TextTokenizer,
+    on_error: OnError,
+) -> Result<PromptIds> {
+    let (prompts, refused) = sort_out(in_parallel(examples, |example| {
+        tokenizer.prompt_ids(example).map_err(|error| error.in_example(&example.source))
+    }))?;
+    match (on_error, examples.first()) {
+        (OnError::Strict, _) if !refused.is_empty() => Err(bad_examples(refused)),
+        (OnError::Skip, Some(example)) if refused.total == examples.len() => {
+            Err(bad_examples(refused).nothing_left(&example.source.file))
+        }
+        _ => Ok(PromptIds { prompts, refused }),
+    }
+}
+
+/// The results of `work`, in the order of the items. After a problem that every item has, the rest are not tried.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let chunk = items.len().div_ceil(threads).max(64);
     // A problem that every example has, or that takes its time to show, is told without a look at the rest.
@@ -101,31 +195,38 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + S
     let until_hopeless = |items: &[T]| -> Vec<Result<R>> {
         items.iter().take_while(|_| !hopeless.load(Ordering::Relaxed)).map(work).collect()
     };
-    let results: Vec<Result<R>> = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let workers: Vec<_> =
             items.chunks(chunk).map(|chunk| scope.spawn(move || until_hopeless(chunk))).collect();
         let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<Result<R>>>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         workers.into_iter().flat_map(join).collect()
-    });
-    let (mut rows, mut problems, mut total) = (Vec::with_capacity(items.len()), Vec::new(), 0);
+    })
+}
+
+/// The results that are good, each at its place, and the problems of the rest.
+fn sort_out<R>(results: Vec<Result<R>>) -> Result<(Vec<Option<R>>, Problems<Error>)> {
+    let mut problems = Problems::default();
+    let mut good = Vec::with_capacity(results.len());
     for result in results {
         match result {
-            Ok(row) => rows.push(row),
+            Ok(value) => good.push(Some(value)),
             Err(Error::Example { cause, .. }) if matches!(*cause, Error::NoChatTemplate { .. }) => {
                 return Err(*cause);
             }
             Err(problem) if is_hopeless(&problem) => return Err(problem),
             Err(problem) => {
-                total += 1;
-                if problems.len() < MAX_LISTED {
-                    problems.push(problem);
-                }
+                problems.push(problem);
+                good.push(None);
             }
         }
     }
-    if total > 0 { Err(Error::BadExamples { problems, total }) } else { Ok(rows) }
+    Ok((good, problems))
+}
+
+fn bad_examples(Problems { first, total }: Problems<Error>) -> Error {
+    Error::BadExamples { problems: first, total }
 }
 
 /// Whether the examples that are left need not be tried.

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::tokenizer_config::{TemplateSource, TokenizerConfig};
-use crate::{ChatTemplate, Error, Example, Prompt, Result};
+use crate::{ChatTemplate, Error, Example, Prompt, Result, file};
+
+/// The largest `tokenizer.json` that is read; those in use have 2 to 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
 /// The tokenizer of a Hugging Face model directory, with its special tokens and its chat template.
 ///
@@ -38,14 +41,14 @@ impl TextTokenizer {
     /// not valid. A missing chat template is no error until messages are to be rendered.
     pub fn from_dir(directory: &Path) -> Result<Self> {
         let path = directory.join("tokenizer.json");
-        if !path.is_file() {
+        if !path.exists() {
             return Err(Error::MissingFile {
                 path,
                 help: "a model directory needs it; where there is only `tokenizer.model` or `vocab.json`, Python writes it with \
                        `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`",
             });
         }
-        let bytes = std::fs::read(&path).map_err(|cause| Error::Io { path: path.clone(), cause })?;
+        let bytes = file::read(&path, MAX_TOKENIZER_BYTES)?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| Error::BadTokenizerFile {
             path: path.clone(),
             expected: "a serialised tokenizer".to_string(),

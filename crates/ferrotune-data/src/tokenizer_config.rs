@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use crate::{Error, Result};
+use crate::{Error, Result, file};
+
+/// The largest of the other files that is read; those in use have up to 1 MB.
+const MAX_CONFIG_BYTES: u64 = 64 << 20;
 
 /// The named special tokens that every tokenizer has.
 const NAMED: [&str; 7] =
@@ -105,10 +108,19 @@ impl TokenizerConfig {
 }
 
 fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(Error::Io { path: path.to_path_buf(), cause }),
+    match file::read(path, MAX_CONFIG_BYTES) {
+        Ok(bytes) => {
+            let text = String::from_utf8(bytes).map_err(|error| {
+                bad(
+                    path,
+                    "valid UTF-8",
+                    &format!("another byte after {} bytes", error.utf8_error().valid_up_to()),
+                )
+            });
+            text.map(Some)
+        }
+        Err(Error::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

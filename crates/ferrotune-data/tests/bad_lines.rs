@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use ferrotune_data::{
-    Completion, Error, Example, MAX_LINE_BYTES, MAX_LISTED, Message, Prompt, read_examples, read_records,
+    Completion, Error, Example, MAX_LINE_BYTES, MAX_LISTED, Message, OnError, Prompt, read_examples,
+    read_examples_with, read_records,
 };
 
 fn read(content: impl AsRef<[u8]>) -> Result<Vec<Example>, Error> {
@@ -185,7 +186,10 @@ fn bad_lines_are_named_with_their_column() {
     let good = r#"{"prompt": "a", "completion": "b"}"#;
     for (content, expected) in [
         ("hello".as_bytes().to_vec(), "1:1: expected a JSON value, found `h`"),
-        (b"[1]".to_vec(), "1:1: expected one JSON object a line, found an array: write its items one a line"),
+        (
+            format!("{good}\n[1]").into_bytes(),
+            "2:1: expected one JSON object a line, found an array: write its items one a line",
+        ),
         (b"5".to_vec(), "1:1: expected one JSON object a line, found a number"),
         (
             format!("{good}{good}").into_bytes(),
@@ -211,14 +215,17 @@ fn bad_lines_are_named_with_their_column() {
             br#"{"prompt": "a\u0000", "completion": "b"}"#.to_vec(),
             "1:14: expected text without NUL characters, found `\\u0000`",
         ),
-        (b"\xff\xfe{\0".to_vec(), "1:1: expected valid UTF-8, found the byte 0xff: save the file as UTF-8"),
+        (
+            format!("{good}\r{good}\r").into_bytes(),
+            "1:36: expected the end of the line after the first value, found a second object after a bare carriage return: end the lines with \\n, as tr '\\r' '\\n' does",
+        ),
         (
             format!("{good}\n\u{feff}{good}").into_bytes(),
             "2:1: expected a JSON value, found the invisible character U+FEFF",
         ),
         (
-            b"{\n  \"prompt\": \"a\"\n".to_vec()[..2].to_vec(),
-            "1:2: expected a field name in double quotes, found the end of the line: the line is cut",
+            format!("{good}\n{{\n").into_bytes(),
+            "2:2: expected a field name in double quotes, found the end of the line: the line is cut",
         ),
     ] {
         assert_eq!(
@@ -264,7 +271,7 @@ fn files_without_examples_are_refused() {
     let missing = read_examples(Path::new("no/such/file.jsonl"), None).unwrap_err().to_string();
     assert!(missing.starts_with("no/such/file.jsonl: cannot read the file: "), "{missing}");
     let folder = tempfile::tempdir().unwrap();
-    assert!(matches!(read_examples(folder.path(), None), Err(Error::Io { .. })));
+    assert!(matches!(read_examples(folder.path(), None), Err(Error::NotAFile { found: "a folder", .. })));
 }
 
 #[test]
@@ -307,4 +314,90 @@ fn records_of_any_shape_are_read() {
     let error = read_records(&path, None).unwrap_err().to_string();
     assert!(error.contains("records.jsonl:2:1: expected a JSON object, found a number"), "{error}");
     assert!(error.contains("records.jsonl:3:1: expected numbers that fit 64 bits"), "{error}");
+}
+
+#[test]
+fn a_file_of_another_kind_is_one_error_with_a_remedy() {
+    let utf16: Vec<u8> = "{\"prompt\": \"a\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (content, found, remedy) in [
+        ([b"\xff\xfe".to_vec(), utf16.clone()].concat(), "UTF-16 text", "iconv"),
+        (utf16, "UTF-16 text", "iconv"),
+        (b"\x1f\x8b\x08\0\0\n\n\n".to_vec(), "a gzip file", "unpack"),
+        (b"PK\x03\x04\x14\0".to_vec(), "a zip file, as spreadsheets are", "unpack"),
+        (b"PAR1\x15\0\n\0\n".to_vec(), "a Parquet file", "to_json"),
+        (b"\n [\n  {\"prompt\": \"a\"},\n  {\"prompt\": \"b\"}\n]\n".to_vec(), "a JSON array", "jq -c '.[]'"),
+        (b"[{\"prompt\": \"a\", \"completion\": \"b\"}]".to_vec(), "a JSON array", "jq -c '.[]'"),
+        (
+            b"{\n  \"prompt\": \"a\",\n  \"completion\": \"b\"\n}\n".to_vec(),
+            "JSON over several lines",
+            "jq -c .",
+        ),
+        (b"\xef\xbb\xbfinstruction,output\na,b\n".to_vec(), "a CSV or TSV table", "read_csv"),
+    ] {
+        let error = read(&content).unwrap_err();
+        assert!(matches!(&error, Error::NotJsonLines { found: kind, .. } if *kind == found), "{error}");
+        assert!(error.to_string().contains(remedy), "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_refused_without_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    let paths = [made.is_ok_and(|status| status.success()).then_some(pipe), Some("/dev/zero".into())];
+    for path in paths.into_iter().flatten() {
+        assert!(matches!(read_examples(&path, None), Err(Error::NotAFile { .. })), "{path:?}");
+        assert!(matches!(read_records(&path, None), Err(Error::NotAFile { .. })), "{path:?}");
+    }
+}
+
+#[test]
+fn a_line_of_countless_small_values_does_not_fill_the_memory() {
+    let line = format!("{{\"prompt\": \"a\", \"completion\": \"b\", \"ids\": [0{}]}}", ",0".repeat(1 << 21));
+    let problem = problem(line);
+    assert!(problem.contains("expected at most 1048576 values in a line"), "{problem}");
+}
+
+#[test]
+fn bad_lines_can_be_skipped_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    let good = r#"{"prompt": "a", "completion": "b"}"#;
+    let mut lines = vec!["bad"; 30];
+    lines[3] = good;
+    lines[29] = good;
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    let (examples, skipped) = read_examples_with(&path, None, OnError::Skip).unwrap();
+    assert_eq!(examples.iter().map(|example| example.source.line).collect::<Vec<_>>(), [4, 30]);
+    assert_eq!((skipped.total, skipped.first.len()), (28, MAX_LISTED));
+    assert_eq!((skipped.first[0].source.line, skipped.first[3].source.line), (1, 5));
+    assert!(skipped.to_string().ends_with("\n  ... and 8 more"), "{skipped}");
+    // The limit takes lines, good and bad.
+    let (examples, skipped) = read_examples_with(&path, Some(6), OnError::Skip).unwrap();
+    assert_eq!((examples.len(), skipped.total), (1, 5));
+    // Good files give the same with either choice, and so do files that are bad as a whole.
+    std::fs::write(&path, good).unwrap();
+    assert_eq!(
+        read_examples_with(&path, None, OnError::Skip).unwrap().0,
+        read_examples(&path, None).unwrap()
+    );
+    std::fs::write(&path, "\n").unwrap();
+    assert!(matches!(read_examples_with(&path, None, OnError::Skip), Err(Error::EmptyFile { .. })));
+    std::fs::write(&path, "[1]\n").unwrap();
+    assert!(matches!(read_examples_with(&path, None, OnError::Skip), Err(Error::NotJsonLines { .. })));
+}
+
+#[test]
+fn a_file_of_which_nothing_is_left_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.jsonl");
+    std::fs::write(&path, "bad\nbad\n").unwrap();
+    let error = read_examples_with(&path, None, OnError::Skip).unwrap_err();
+    assert!(
+        matches!(&error, Error::NothingLeft { cause, .. } if matches!(**cause, Error::BadLines { total: 2, .. }))
+    );
+    let text = error.to_string();
+    assert!(text.contains("data.jsonl: nothing is left of it: 2 bad lines:\n  "), "{text}");
 }

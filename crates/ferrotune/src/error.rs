@@ -124,6 +124,13 @@ pub enum Error {
         context: usize,
     },
 
+    /// Several things are wrong, and none of them hides another.
+    #[error("{}", errors.iter().map(Error::to_string).collect::<Vec<_>>().join("\n"))]
+    Several {
+        /// All of them.
+        errors: Vec<Error>,
+    },
+
     /// An error in the data or the tokenizer.
     #[error(transparent)]
     Data(#[from] ferrotune_data::Error),
@@ -174,6 +181,7 @@ impl Error {
             | Self::Data(_)
             | Self::Metrics(_)
             | Self::Precision(_) => true,
+            Self::Several { errors } => errors.iter().all(Self::is_bad_input),
             Self::Lora(error) => !is_machine_fault(error),
             Self::Models(error) => {
                 use ferrotune_models::Error as Models;
@@ -201,7 +209,8 @@ impl Error {
 fn beyond_context(examples: &[(String, usize)], total: usize, context: usize) -> String {
     let what = if total == 1 { "example has" } else { "examples have" };
     let mut text = format!(
-        "{total} {what} more tokens than the model's context of {context}: shorten or remove what is too long"
+        "{total} {what} more tokens than the model's context of {context}: shorten or remove what is too long; with a limit of at \
+         most {context}, a recipe's `data.max_length`, `data.truncation` = \"drop\", \"keep_start\" or \"keep_end\" does it"
     );
     for (example, tokens) in examples {
         text.push_str(&format!("\n  {example}: {tokens} tokens"));

@@ -2,7 +2,8 @@
 
 use crate::{Error, Result, progress::Generating};
 use ferrotune_data::{
-    Example, MAX_LISTED, PackedBatch, TextTokenizer, Tokenized, prompt_ids_all, tokenize_all,
+    Example, MAX_LISTED, OnError, PackedBatch, Problems, PromptIds, TextTokenizer, TokenizeOptions,
+    Tokenized, TokenizedExamples, Truncation, prompt_ids_with, tokenize_with,
 };
 use ferrotune_kernels::Mode;
 use ferrotune_lora::Adapter;
@@ -29,6 +30,17 @@ pub struct Assistant {
     pub stop_token_ids: Vec<i64>,
     /// The adapter in use, at index 0 of the model.
     pub adapter: Option<Adapter>,
+}
+
+/// Examples with the token ids of their prompts.
+#[derive(Debug)]
+pub struct Prompts {
+    /// The examples.
+    pub examples: Vec<Example>,
+    /// The prompt of each.
+    pub prompt_ids: Vec<Vec<i64>>,
+    /// The examples that were left out.
+    pub refused: Problems<ferrotune_data::Error>,
 }
 
 /// An answer to a prompt.
@@ -106,17 +118,30 @@ impl Assistant {
     /// Examples as token ids and labels, none longer than `max_length` or the model's context.
     ///
     /// # Errors
-    /// [`Error::Data`] and [`Error::BeyondContext`], which name all examples that cannot be used.
+    /// As [`tokenize_with`](Self::tokenize_with), for every example that cannot be used as it is.
     pub fn tokenize(&self, examples: &[Example], max_length: usize) -> Result<Vec<Tokenized>> {
+        Ok(self.tokenize_with(examples, &TokenizeOptions::strict(max_length))?.rows)
+    }
+
+    /// Examples as token ids and labels, and which are not among them; none is longer than the model's context.
+    ///
+    /// # Errors
+    /// [`Error::Data`] and [`Error::BeyondContext`], which name all examples that cannot be used.
+    pub fn tokenize_with(
+        &self,
+        examples: &[Example],
+        options: &TokenizeOptions,
+    ) -> Result<TokenizedExamples> {
         let context = self.context();
-        if max_length <= context {
-            return Ok(tokenize_all(examples, &self.tokenizer, max_length)?);
+        let mut options = *options;
+        if options.truncation == Truncation::Error && options.max_length > context {
+            // A higher `max_length` would not help here.
+            options.max_length = usize::MAX;
         }
-        // A higher `max_length` would not help here.
-        let rows = tokenize_all(examples, &self.tokenizer, usize::MAX)?;
-        let long = || rows.iter().filter(|row| row.input_ids.len() > context);
+        let found = tokenize_with(examples, &self.tokenizer, &options)?;
+        let long = || found.rows.iter().filter(|row| row.input_ids.len() > context);
         match long().count() {
-            0 => Ok(rows),
+            0 => Ok(found),
             total => {
                 let named = long().take(MAX_LISTED).map(|row| (row.source.to_string(), row.input_ids.len()));
                 Err(Error::BeyondContext { examples: named.collect(), total, context })
@@ -130,17 +155,34 @@ impl Assistant {
     /// [`Error::Data`] names all examples whose prompts cannot be rendered, [`Error::PromptTooLong`] the first one that leaves no
     /// room in the model's context.
     pub fn prompt_ids(&self, examples: &[Example], max_new_tokens: usize) -> Result<Vec<Vec<i64>>> {
+        Ok(self.prompts(examples.to_vec(), max_new_tokens, OnError::Strict)?.prompt_ids)
+    }
+
+    /// The examples with the token ids of their prompts; those that the chat template refuses are left out where `on_error` says
+    /// so.
+    ///
+    /// # Errors
+    /// As [`prompt_ids`](Self::prompt_ids).
+    pub fn prompts(
+        &self,
+        examples: Vec<Example>,
+        max_new_tokens: usize,
+        on_error: OnError,
+    ) -> Result<Prompts> {
         let context = self.context();
-        let prompts = prompt_ids_all(examples, &self.tokenizer)?;
-        let mut both = examples.iter().zip(&prompts);
+        let PromptIds { prompts, refused } = prompt_ids_with(&examples, &self.tokenizer, on_error)?;
+        let widen = |ids: Vec<u32>| ids.into_iter().map(i64::from).collect();
+        let both = examples.into_iter().zip(prompts);
+        let (examples, prompt_ids): (Vec<Example>, Vec<Vec<i64>>) =
+            both.filter_map(|(example, ids)| Some((example, widen(ids?)))).unzip();
+        let mut both = examples.iter().zip(&prompt_ids);
         if let Some((example, prompt)) =
             both.find(|(_, prompt)| prompt.len().saturating_add(max_new_tokens) > context)
         {
             let (example, tokens) = (example.source.to_string(), prompt.len());
             return Err(Error::PromptTooLong { example, tokens, max_new_tokens, context });
         }
-        let widen = |ids: Vec<u32>| ids.into_iter().map(i64::from).collect();
-        Ok(prompts.into_iter().map(widen).collect())
+        Ok(Prompts { examples, prompt_ids, refused })
     }
 
     /// Answers prompts greedily; `on_token` sees the index of the prompt and each new token, and may stop everything by returning

@@ -4,13 +4,14 @@
 //! tokenizer, answers prompts and scores completions; [`PackedDataset`] and [`CausalLmTask`] connect data and model to the trainer.
 
 mod assistant;
+mod data;
 mod evaluation;
 mod observers;
 mod output;
 mod run;
 mod task;
 
-pub use assistant::{Answer, Assistant, Score, default_cache_dir};
+pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};
 pub use observers::{ForPeople, ForPrograms};
 pub use run::{Observer, RunOutcome, run};
 pub use task::{CausalLmTask, PackedDataset, packed_inputs};

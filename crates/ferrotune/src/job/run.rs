@@ -1,7 +1,9 @@
 //! The job: data, pre-flight, evaluation, training, evaluation, report.
 
 use super::{
-    Assistant, CausalLmTask, PackedDataset, default_cache_dir,
+    Assistant, CausalLmTask, PackedDataset, Prompts,
+    data::{Data, DataFiles},
+    default_cache_dir,
     evaluation::{Pass, TestSet},
     output::{OutputDirectory, outputs},
 };
@@ -11,7 +13,7 @@ use crate::{
     recipe::{Recipe, TargetModules},
     report::{Fact, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics},
 };
-use ferrotune_data::{Preflight, Spread, Tokenized, read_examples};
+use ferrotune_data::{Preflight, Tokenized};
 use ferrotune_kernels::RandomKey;
 use ferrotune_lora::{LoraConfig, inject};
 use ferrotune_metrics::Metric;
@@ -85,36 +87,18 @@ pub fn run(
     }
 
     observer.stage("reading data");
-    let data = &recipe.data;
-    let train = read_examples(&data.train, data.max_train)?;
-    let read = |file: &Option<_>, limit| -> Result<Option<Vec<_>>> {
-        Ok(file.as_ref().map(|file: &std::path::PathBuf| read_examples(file, limit)).transpose()?)
-    };
-    let validation = read(&data.validation, data.max_validation)?;
-    let test = read(&data.test, data.max_test)?;
+    let files = DataFiles::read(recipe, observer)?;
 
     observer.stage("loading model");
     let mut assistant = Assistant::load(&recipe.model.path, device, policy, &default_cache_dir())?;
-    let rows = assistant.tokenize(&train, data.max_length)?;
-    let validation_rows =
-        validation.as_ref().map(|rows| assistant.tokenize(rows, data.max_length)).transpose()?;
-    let preflight = Preflight::new(&rows, &assistant.tokenizer, &assistant.stop_tokens(), data.max_length)?;
-    observer.note(&preflight.to_string());
-    preflight.check()?;
-    if let Some(rows) = &validation_rows {
-        // Found out before the training, not by the evaluation at its end.
-        Preflight::new(rows, &assistant.tokenizer, &assistant.stop_tokens(), data.max_length)?.check()?;
-    }
+    let Data { train: rows, validation: validation_rows, test, preflight, metrics: data_metrics, splits } =
+        files.prepare(recipe, &assistant, observer)?;
     arguments.plan(rows.len())?;
-    let test = match test {
-        Some(examples) => {
-            let generation = &recipe.generation;
-            let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
-            let prompts = assistant.prompt_ids(&examples, max_new_tokens)?;
-            Some(TestSet { examples, prompts, metrics, max_new_tokens, batch_size })
-        }
-        None => None,
-    };
+    let test = test.map(|Prompts { examples, prompt_ids: prompts, .. }| {
+        let generation = &recipe.generation;
+        let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
+        TestSet { examples, prompts, metrics, max_new_tokens, batch_size }
+    });
     let config = lora_config(recipe, &assistant.directory);
     let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
     let adapter = inject(&mut assistant.model, "default", 0, &config, key)?;
@@ -135,7 +119,6 @@ pub fn run(
     }
 
     observer.stage("training");
-    let splits = splits(recipe, &rows, validation_rows.as_deref(), test.as_ref());
     let train_set = PackedDataset::new(rows, recipe.seed);
     let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
     let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
@@ -185,6 +168,7 @@ pub fn run(
         trainable_parameters: assistant.adapter.as_ref().map(|adapter| adapter.parameter_count() as u64),
         total_parameters: Some(assistant.model.parameter_count() as u64),
         time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
+        data: Some(data_metrics),
         cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
     };
     let report =
@@ -290,45 +274,6 @@ fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &PackedDataset)
             })
             .collect(),
     }
-}
-
-fn splits(
-    recipe: &Recipe,
-    train: &[Tokenized],
-    validation: Option<&[Tokenized]>,
-    test: Option<&TestSet>,
-) -> Vec<Split> {
-    let of_rows = |name: &str, file: &Path, rows: &[Tokenized]| {
-        let tokens: Vec<usize> = rows.iter().map(|row| row.input_ids.len()).collect();
-        let targets: Vec<usize> = rows.iter().map(Tokenized::target_tokens).collect();
-        Split {
-            name: name.to_owned(),
-            file: file.display().to_string(),
-            examples: rows.len() as u64,
-            tokens: Some(tokens.iter().sum::<usize>() as u64),
-            target_tokens: Some(targets.iter().sum::<usize>() as u64),
-            tokens_per_example: Some(spread(tokens)),
-            target_tokens_per_example: Some(spread(targets)),
-        }
-    };
-    let mut splits = vec![of_rows("train", &recipe.data.train, train)];
-    if let (Some(file), Some(rows)) = (&recipe.data.validation, validation) {
-        splits.push(of_rows("validation", file, rows));
-    }
-    if let (Some(file), Some(test)) = (&recipe.data.test, test) {
-        splits.push(Split {
-            name: "test".to_owned(),
-            file: file.display().to_string(),
-            examples: test.examples.len() as u64,
-            ..Split::default()
-        });
-    }
-    splits
-}
-
-fn spread(counts: Vec<usize>) -> [u64; 3] {
-    let Spread { min, median, max } = Spread::of(counts);
-    [min as u64, median as u64, max as u64]
 }
 
 fn report(

@@ -111,6 +111,8 @@ pub(super) fn paths(recipe: &Recipe, recipe_file: Option<&Path>, place: &Place) 
             problem(key, path, absent(path, recipe_file));
         } else if path.is_dir() {
             problem(key, path, "is a folder; expected a JSONL file".to_owned());
+        } else if !path.is_file() {
+            problem(key, path, "is a pipe, a socket or a device; expected a JSONL file".to_owned());
         }
     }
     if recipe.output_dir.exists() && !recipe.output_dir.is_dir() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ferrotune_data::{OnError, Truncation};
 use serde::Serialize;
 
 use super::check;
@@ -189,6 +190,10 @@ fn read(source: &Source, problems: &mut Vec<Problem>) -> Recipe {
     recipe.data.max_test = s.count("max_test", 1);
     // One token of prompt, one of completion.
     set(&mut recipe.data.max_length, s.count("max_length", 2));
+    let truncation = s.choice("truncation", &Truncation::ALL.map(Truncation::name));
+    set(&mut recipe.data.truncation, truncation.and_then(|name| Truncation::from_name(&name)));
+    let on_error = s.choice("on_error", &OnError::ALL.map(OnError::name));
+    set(&mut recipe.data.on_error, on_error.and_then(|name| OnError::from_name(&name)));
     set(&mut recipe.overwrite_output_dir, overwrite_output_dir);
     set(&mut recipe.seed, seed.map(|seed| seed as u64));
 

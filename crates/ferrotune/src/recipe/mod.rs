@@ -19,6 +19,8 @@
 //! max_validation = 100
 //! max_test = 100
 //! max_length = 1024
+//! truncation = "error"             # or "drop", "keep_start", "keep_end": what is longer than max_length
+//! on_error = "strict"              # or "skip": bad lines, and examples that the chat template refuses
 //!
 //! [lora]
 //! r = 16

@@ -6,7 +6,20 @@ use super::nearest::nearest;
 pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
     ("", &["output_dir", "overwrite_output_dir", "seed"]),
     ("model", &["path"]),
-    ("data", &["train", "validation", "test", "max_train", "max_validation", "max_test", "max_length"]),
+    (
+        "data",
+        &[
+            "train",
+            "validation",
+            "test",
+            "max_train",
+            "max_validation",
+            "max_test",
+            "max_length",
+            "truncation",
+            "on_error",
+        ],
+    ),
     ("lora", &["r", "lora_alpha", "lora_dropout", "target_modules"]),
     (
         "training",

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ferrotune_data::{OnError, Truncation};
 use serde::{Serialize, Serializer};
 
 /// `[model]`: the model that is fine-tuned.
@@ -31,9 +32,14 @@ pub struct DataSection {
     /// Take only the first so many lines of `test`. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_test: Option<usize>,
-    /// The most tokens an example may have, prompt and completion; a longer one is an error that names it.
-    /// Default: 1024.
+    /// The most tokens an example may have, prompt and completion. Default: 1024.
     pub max_length: usize,
+    /// What happens to a longer example of `train` or `validation`: `"error"` names all of them and ends the run, `"drop"` leaves
+    /// them out, `"keep_start"` and `"keep_end"` keep their first or last `max_length` tokens. Default: `"error"`.
+    pub truncation: Truncation,
+    /// What happens to a line that holds no example, or one that the chat template refuses: `"strict"` names all of them and ends
+    /// the run, `"skip"` leaves them out and says so. Default: `"strict"`.
+    pub on_error: OnError,
 }
 
 impl DataSection {
@@ -48,6 +54,8 @@ impl DataSection {
             max_validation: None,
             max_test: None,
             max_length: 1024,
+            truncation: Truncation::Error,
+            on_error: OnError::Strict,
         }
     }
 }

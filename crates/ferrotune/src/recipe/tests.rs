@@ -38,6 +38,8 @@ path = "m"
 [data]
 train = "train.jsonl"
 max_length = 1024
+truncation = "error"
+on_error = "strict"
 
 [lora]
 r = 16
@@ -89,6 +91,8 @@ max_train = 600
 max_validation = 100
 max_test = 50
 max_length = 512
+truncation = "keep_start"
+on_error = "skip"
 [lora]
 r = 8
 lora_alpha = 12.5

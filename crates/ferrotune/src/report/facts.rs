@@ -22,6 +22,7 @@ pub(super) fn data(report: &Report) -> Option<Markup> {
 
 fn splits(splits: &[Split]) -> Markup {
     let has_tokens = splits.iter().any(|split| split.tokens.is_some());
+    let has_left_out = splits.iter().any(|split| split.left_out > 0);
     let has_targets = splits.iter().any(|split| split.target_tokens.is_some());
     html! {
         div class="scroll" {
@@ -30,6 +31,7 @@ fn splits(splits: &[Split]) -> Markup {
                     tr {
                         th scope="col" { "Split" }
                         th scope="col" class="number" { "Examples" }
+                        @if has_left_out { th scope="col" class="number" { "Left out" } }
                         @if has_tokens { th scope="col" class="number" { "Tokens" } }
                         @if has_targets { th scope="col" class="number" { "Target tokens" } }
                     }
@@ -39,6 +41,7 @@ fn splits(splits: &[Split]) -> Markup {
                         tr {
                             th scope="row" { (Untrusted(&split.name)) small { (Untrusted(&split.file)) } }
                             td class="number" { (grouped(split.examples)) }
+                            @if has_left_out { td class="number" { (grouped(split.left_out)) } }
                             @if has_tokens { (tokens(split.tokens, split.tokens_per_example)) }
                             @if has_targets { (tokens(split.target_tokens, split.target_tokens_per_example)) }
                         }

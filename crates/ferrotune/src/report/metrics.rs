@@ -28,6 +28,9 @@ pub struct Metrics {
     /// The loss on the validation data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationMetrics>,
+    /// The data files: what was used and what was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataMetrics>,
     /// The last pass of generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<GenerationMetrics>,
@@ -108,6 +111,38 @@ pub struct ValidationMetrics {
     pub target_tokens: u64,
 }
 
+/// `data`: what was used of each file, and what was not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataMetrics {
+    /// The examples that were trained on.
+    pub train: FileMetrics,
+    /// Those of the validation loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<FileMetrics>,
+    /// Those whose prompts were answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<FileMetrics>,
+}
+
+/// What was used of a data file, and what was not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileMetrics {
+    /// Examples that were used.
+    pub examples: u64,
+    /// Bad lines, and examples that the chat template refused: left out with `data.on_error = "skip"`.
+    pub skipped: u64,
+    /// Examples longer than `data.max_length`.
+    pub too_long: u64,
+    /// How many of these were cut, by `data.truncation`.
+    pub cut: u64,
+    /// How many of these were left out.
+    pub left_out: u64,
+    /// Target tokens that were lost with what was cut or left out for its length.
+    pub target_tokens_lost: u64,
+}
+
 /// `generation`: the last pass over the test prompts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -170,6 +205,10 @@ mod tests {
                 examples: 100,
                 target_tokens: 1_000,
             }),
+            data: Some(DataMetrics {
+                train: FileMetrics { examples: 640, skipped: 3, ..FileMetrics::default() },
+                ..DataMetrics::default()
+            }),
             generation: Some(GenerationMetrics {
                 prompts: 300,
                 new_tokens: 6_000,
@@ -202,6 +241,8 @@ mod tests {
             ("/train/loss/1/loss", Value::Null),
             ("/train/loss/1/grad_norm", Value::Null),
             ("/validation/loss", json!(2.25)),
+            ("/data/train/skipped", json!(3)),
+            ("/data/train/target_tokens_lost", json!(0)),
             ("/generation/new_tokens_per_s", json!(60.0)),
             ("/peak_rss_mib", json!(2900.5)),
             ("/trainable_parameters", json!(4_884_480)),

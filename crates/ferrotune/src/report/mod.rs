@@ -35,7 +35,9 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use html::render;
-pub use metrics::{GenerationMetrics, LoggedStep, Metrics, TrainMetrics, ValidationMetrics};
+pub use metrics::{
+    DataMetrics, FileMetrics, GenerationMetrics, LoggedStep, Metrics, TrainMetrics, ValidationMetrics,
+};
 pub use scores::{Interval, Scores};
 pub use table::table;
 pub(crate) use text::duration;
@@ -118,6 +120,8 @@ pub struct Split {
     pub file: String,
     /// Examples that were used.
     pub examples: u64,
+    /// Lines and examples that were left out: bad, refused by the chat template, or too long.
+    pub left_out: u64,
     /// Tokens of prompts and completions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,

@@ -149,6 +149,37 @@ fn the_effective_recipe_repeats_the_run_and_a_finished_run_is_not_overwritten_un
 }
 
 #[test]
+fn the_validation_loss_is_followed_and_changes_no_bit_of_the_adapter() {
+    let job = Job::new();
+    let run = |output: &str, settings: &[&str]| {
+        let output_dir = format!("output_dir={output}");
+        let quick = ["evaluation.before=false", "evaluation.after=false", "lora.lora_dropout=0.25"];
+        let all = [&quick[..], &["training.num_train_epochs=2", &output_dir], settings].concat();
+        job.finetune(&all).succeeded();
+        let metrics = job.json(&format!("{output}/metrics.json"));
+        let history = metrics["validation"]["history"].as_array().unwrap().clone();
+        let steps: Vec<u64> = history.iter().map(|at| at["step"].as_u64().unwrap()).collect();
+        assert_eq!(metrics["validation"]["loss_before"], history[0]["loss"]);
+        assert_eq!(metrics["validation"]["loss"], history[history.len() - 1]["loss"]);
+        let weights = fs::read(job.path(output).join("adapter/adapter_model.safetensors")).unwrap();
+        (steps, history, losses(&job, output), weights)
+    };
+    let (steps, start_and_end, train, weights) = run("no", &[]);
+    assert_eq!(steps, [0, 4], "before the first step and after the last, whatever the strategy");
+    let (steps, epochs, ..) = run("epoch", &["training.eval_strategy=epoch"]);
+    assert_eq!(steps, [0, 2, 4]);
+    let (steps, each, same_train, same_weights) =
+        run("steps", &["training.eval_strategy=steps", "training.eval_steps=3"]);
+    assert_eq!(steps, [0, 3, 4]);
+    assert_eq!(train, same_train);
+    assert!(weights == same_weights, "the same adapter, bit for bit");
+    assert_eq!([&each[0], &each[2]], [&start_and_end[0], &start_and_end[1]]);
+    assert_eq!(epochs[2], each[2]);
+    let (start, end) = (number(&each[0], "/loss"), number(&each[2], "/loss"));
+    assert!(start != end, "the model has learnt: {start} {end}");
+}
+
+#[test]
 fn json_events_are_one_object_a_line_and_end_with_done() {
     let job = Job::new();
     let run = job.run("finetune", &["recipe.toml", "--json", "--set", "evaluation.after=false"]);
@@ -163,6 +194,8 @@ fn json_events_are_one_object_a_line_and_end_with_done() {
     let steps = of("step");
     assert_eq!(steps.len(), 2);
     assert_eq!((&steps[1]["step"], &steps[1]["total_steps"]), (&2.into(), &2.into()));
+    let validated: Vec<_> = of("validation").iter().map(|event| event["step"].clone()).collect();
+    assert_eq!(validated, [0, 2]);
     let generated = of("generation");
     assert_eq!(generated.last().unwrap()["prompts"], 3, "the last event of a pass counts every prompt");
     assert!(of("note").iter().any(|note| note["text"].as_str().unwrap().contains("targets")));

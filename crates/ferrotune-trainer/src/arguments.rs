@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Schedule, SchedulerType};
+use crate::{Error, EvalStrategy, Result, Schedule, SchedulerType};
 
 /// How to train.
 ///
@@ -46,6 +46,12 @@ pub struct TrainingArguments {
     pub warmup_steps: f64,
     /// Steps between two log records; below 1, a share of all steps. The last step is always logged.
     pub logging_steps: f64,
+    /// When the validation set is evaluated during the run; after the last step it always is.
+    pub eval_strategy: EvalStrategy,
+    /// Steps between two evaluations of [`EvalStrategy::Steps`]; below 1, a share of all steps; `None`: as `logging_steps`.
+    pub eval_steps: Option<f64>,
+    /// Whether the validation set is evaluated before the first step, too.
+    pub eval_on_start: bool,
     /// The root of all randomness of the run.
     pub seed: u64,
 }
@@ -67,6 +73,9 @@ impl Default for TrainingArguments {
             lr_scheduler_type: SchedulerType::Linear,
             warmup_steps: 0.0,
             logging_steps: 500.0,
+            eval_strategy: EvalStrategy::No,
+            eval_steps: None,
+            eval_on_start: false,
             seed: 42,
         }
     }
@@ -90,12 +99,37 @@ pub struct TrainPlan {
     pub warmup_steps: usize,
     /// Steps between two log records.
     pub logging_steps: usize,
+    /// Steps between two evaluations of the validation set, if there is one; those of the whole run for [`EvalStrategy::No`].
+    pub eval_steps: usize,
+    /// Whether there is an evaluation before the first step.
+    pub eval_on_start: bool,
     /// Examples of a micro-batch.
     pub per_device_train_batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Trainable elements of the model (0 in a plan made without one).
     pub trainable_parameters: usize,
+}
+
+impl TrainPlan {
+    /// Whether a validation set is evaluated after `step` steps: every `eval_steps`, after the last one, and before the first one if
+    /// `eval_on_start` says so.
+    pub fn evaluates_after(&self, step: usize) -> bool {
+        if step == 0 {
+            self.eval_on_start
+        } else {
+            step == self.max_steps || step.is_multiple_of(self.eval_steps)
+        }
+    }
+
+    /// How many evaluations of a validation set are still to come after `step` steps and the evaluation that follows them.
+    pub fn evaluations_left(&self, step: usize) -> usize {
+        if step >= self.max_steps {
+            0
+        } else {
+            self.max_steps.div_ceil(self.eval_steps) - step / self.eval_steps
+        }
+    }
 }
 
 impl TrainingArguments {
@@ -155,7 +189,8 @@ impl TrainingArguments {
         non_negative("adam_epsilon", self.adam_epsilon)?;
         non_negative("max_grad_norm", self.max_grad_norm)?;
         steps_or_share("warmup_steps", self.warmup_steps, false)?;
-        steps_or_share("logging_steps", self.logging_steps, true)
+        steps_or_share("logging_steps", self.logging_steps, true)?;
+        self.eval_steps.map_or(Ok(()), |steps| steps_or_share("eval_steps", steps, true))
     }
 
     /// What a run over `examples` examples will do.
@@ -184,6 +219,11 @@ impl TrainingArguments {
         let steps = |value: f64| {
             if value < 1.0 { (max_steps as f64 * value).ceil() as usize } else { value as usize }
         };
+        let eval_steps = match self.eval_strategy {
+            EvalStrategy::No => max_steps,
+            EvalStrategy::Steps => steps(self.eval_steps.unwrap_or(self.logging_steps)),
+            EvalStrategy::Epoch => steps_per_epoch,
+        };
         Ok(TrainPlan {
             examples,
             batches_per_epoch,
@@ -192,6 +232,8 @@ impl TrainingArguments {
             epochs,
             warmup_steps: steps(self.warmup_steps),
             logging_steps: steps(self.logging_steps).max(1),
+            eval_steps: eval_steps.max(1),
+            eval_on_start: self.eval_on_start,
             per_device_train_batch_size: self.per_device_train_batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
             trainable_parameters: 0,
@@ -237,7 +279,7 @@ mod tests {
     #[test]
     fn values_that_no_run_can_use_are_refused() {
         type Change = fn(&mut TrainingArguments);
-        let cases: [(&str, Change); 18] = [
+        let cases: [(&str, Change); 20] = [
             ("per_device_eval_batch_size", |a| a.per_device_eval_batch_size = 0),
             ("gradient_accumulation_steps", |a| a.gradient_accumulation_steps = 0),
             ("learning_rate", |a| a.learning_rate = f64::NAN),
@@ -256,6 +298,8 @@ mod tests {
             ("warmup_steps", |a| a.warmup_steps = f64::NAN),
             ("logging_steps", |a| a.logging_steps = 0.0),
             ("logging_steps", |a| a.logging_steps = 2.5),
+            ("eval_steps", |a| a.eval_steps = Some(0.0)),
+            ("eval_steps", |a| a.eval_steps = Some(1.5)),
         ];
         for (field, change) in cases {
             let message = refusal(change);
@@ -272,6 +316,10 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("greedy") && message.contains("inverse_sqrt"), "{message}");
+        let message = serde_json::from_str::<TrainingArguments>(r#"{"eval_strategy": "best"}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("best") && message.contains("steps"), "{message}");
     }
 
     #[test]
@@ -284,6 +332,27 @@ mod tests {
         );
         let back = serde_json::to_string(&arguments).unwrap();
         assert_eq!(serde_json::from_str::<TrainingArguments>(&back).unwrap(), arguments);
+    }
+
+    #[test]
+    fn evaluations_left_are_those_that_come() {
+        for (eval_strategy, eval_steps) in [
+            (EvalStrategy::No, None),
+            (EvalStrategy::Epoch, None),
+            (EvalStrategy::Steps, Some(3.0)),
+            (EvalStrategy::Steps, Some(0.4)),
+            (EvalStrategy::Steps, Some(100.0)),
+            (EvalStrategy::Steps, None),
+        ] {
+            let arguments =
+                TrainingArguments { eval_strategy, eval_steps, num_train_epochs: 2.5, ..Default::default() };
+            let plan = arguments.plan(32).unwrap();
+            assert_eq!(plan.max_steps, 10);
+            for step in 0..=10 {
+                let coming = (step + 1..=10).filter(|&later| plan.evaluates_after(later)).count();
+                assert_eq!(plan.evaluations_left(step), coming, "{eval_strategy:?} {eval_steps:?} {step}");
+            }
+        }
     }
 
     #[test]

@@ -45,6 +45,21 @@ pub struct LogRecord {
     pub grad_norm: f64,
 }
 
+/// An evaluation of the validation set during a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct EvaluationRecord {
+    /// Steps done; 0 before the first.
+    pub step: usize,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// What was measured.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+    /// Evaluations that are still to come.
+    pub evaluations_left: usize,
+}
+
 /// Something that is told how a run goes. An error ends the run.
 #[expect(
     unused_variables,
@@ -80,11 +95,12 @@ pub trait Callback {
         Ok(())
     }
 
-    /// After an evaluation.
+    /// After an evaluation, which follows the [`Callback::on_step_end`] and the [`Callback::on_log`] of its step; one before the first
+    /// step follows [`Callback::on_train_begin`].
     ///
     /// # Errors
     /// See [`Callback::on_train_begin`].
-    fn on_evaluate(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
+    fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {
         Ok(())
     }
 

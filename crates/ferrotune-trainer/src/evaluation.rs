@@ -44,6 +44,17 @@ pub fn evaluate<M: TrainableModel>(
     dataset: &dyn Dataset<Batch = M::Batch>,
     batch_size: usize,
 ) -> Result<Evaluation> {
+    // Never cancelled, it gives no `None`.
+    evaluate_unless(model, dataset, batch_size, &|| false)?.ok_or(Error::NoTargets { place: Box::default() })
+}
+
+/// As [`evaluate`], but asks before each batch whether it is cancelled, which gives `None`.
+pub(crate) fn evaluate_unless<M: TrainableModel>(
+    model: &M,
+    dataset: &dyn Dataset<Batch = M::Batch>,
+    batch_size: usize,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<Evaluation>> {
     let examples = dataset.len();
     if examples == 0 {
         return Err(Error::EmptyDataset { split: "validation" });
@@ -60,6 +71,9 @@ pub fn evaluate<M: TrainableModel>(
     let (mut nll, mut target_tokens) = (0.0, 0);
     let indices: Vec<usize> = (0..examples).collect();
     for chunk in indices.chunks(batch_size) {
+        if cancelled() {
+            return Ok(None);
+        }
         let batch = dataset.batch(chunk).map_err(|source| Error::Dataset {
             split: "validation",
             indices: chunk.to_vec(),
@@ -93,11 +107,11 @@ pub fn evaluate<M: TrainableModel>(
     if target_tokens == 0 {
         return Err(Error::NoTargets { place: Box::default() });
     }
-    Ok(Evaluation {
+    Ok(Some(Evaluation {
         loss: nll / target_tokens as f64,
         nll,
         target_tokens,
         examples,
         seconds: start.elapsed().as_secs_f64(),
-    })
+    }))
 }

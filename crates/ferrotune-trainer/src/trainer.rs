@@ -6,44 +6,15 @@ use std::time::Instant;
 
 use ferrotune_kernels::{Mode, RandomKey};
 use ferrotune_precision::DtypePolicy;
-use serde::Serialize;
 use tch::Tensor;
 
 use crate::error::{BoxError, Context, Place};
 use crate::gradient::check_parameters;
 use crate::{
-    AdamW, AdamWOptions, Callback, Dataset, Error, Evaluation, GradientReducer, Gradients, LogRecord,
-    NoReduction, Result, Schedule, StepRecord, TrainPlan, TrainableModel, TrainingArguments,
+    AdamW, AdamWOptions, Callback, Dataset, Error, EvalStrategy, EvaluationRecord, GradientReducer,
+    Gradients, LogRecord, NoReduction, Result, Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel,
+    TrainingArguments, evaluation,
 };
-
-/// What a run did.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct TrainOutcome {
-    /// The steps that were logged.
-    pub history: Vec<LogRecord>,
-    /// Optimizer steps done.
-    pub global_step: usize,
-    /// Seconds of the loop alone: no evaluation.
-    pub seconds: f64,
-    /// Seconds from the start of the loop to the end of the first step; `None` if there was none.
-    pub time_to_first_step: Option<f64>,
-    /// Prompt and completion tokens of all steps done, no padding.
-    pub real_tokens: usize,
-    /// Mean of the losses of all steps.
-    pub train_loss: f64,
-    /// The evaluation after the last step, if there is a validation set and the run was not cancelled.
-    pub validation: Option<Evaluation>,
-    /// Whether the cancellation flag ended the run before its last step. The parameters are those after the last whole step.
-    pub cancelled: bool,
-}
-
-impl TrainOutcome {
-    /// Real tokens by the seconds of the loop.
-    pub fn tokens_per_s(&self) -> f64 {
-        self.real_tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)
-    }
-}
 
 /// Trains a model.
 ///
@@ -71,11 +42,21 @@ pub struct Trainer<'a, M: TrainableModel> {
 struct Progress {
     start: Instant,
     history: Vec<LogRecord>,
+    evaluations: Vec<EvaluationRecord>,
+    /// Seconds of the evaluations.
+    evaluation_seconds: f64,
     global_step: usize,
     time_to_first_step: Option<f64>,
     real_tokens: usize,
     total_loss: f64,
     unlogged: Vec<f64>,
+}
+
+impl Progress {
+    /// Seconds since the start, without the evaluations.
+    fn seconds(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() - self.evaluation_seconds
+    }
 }
 
 /// What the micro-batches of a step gave.
@@ -118,7 +99,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         })
     }
 
-    /// Evaluates on `validation` after the last step.
+    /// Evaluates on `validation` after the last step, and before as `eval_on_start` and `eval_strategy` say.
     #[must_use]
     pub fn with_validation(mut self, validation: &'a dyn Dataset<Batch = M::Batch>) -> Self {
         self.validation = Some(validation);
@@ -156,21 +137,10 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         &self.optimizer
     }
 
-    /// Evaluates on `dataset` and tells the callbacks.
-    ///
-    /// # Errors
-    /// As [`crate::evaluate`], and [`Error::Callback`].
-    pub fn evaluate(&mut self, dataset: &dyn Dataset<Batch = M::Batch>) -> Result<Evaluation> {
-        let evaluation = crate::evaluate(self.model, dataset, self.arguments.per_device_eval_batch_size)?;
-        tracing::info!(loss = evaluation.loss, target_tokens = evaluation.target_tokens, "evaluated");
-        self.notify("on_evaluate", |callback| callback.on_evaluate(&evaluation))?;
-        Ok(evaluation)
-    }
-
     /// Does the steps of the plan.
     ///
     /// # Errors
-    /// [`Error::NonFiniteLoss`], [`Error::MissingGradient`], [`Error::NonFiniteGradient`], [`Error::NoTargets`] and [`Error::Model`]
+    /// [`Error::InvalidArgument`] if an evaluation is asked for and there is no validation set; [`Error::NonFiniteLoss`], [`Error::MissingGradient`], [`Error::NonFiniteGradient`], [`Error::NoTargets`] and [`Error::Model`]
     /// name the step and its examples, and leave the parameters as the step before left them; [`Error::Dataset`],
     /// [`Error::OrderLength`], [`Error::Callback`], [`Error::Reducer`], [`Error::Torch`].
     pub fn train(&mut self) -> Result<TrainOutcome> {
@@ -182,11 +152,23 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
                 "the run ends within its warm-up: the learning rate never reaches its value"
             );
         }
+        if self.validation.is_none()
+            && (self.arguments.eval_strategy != EvalStrategy::No || self.arguments.eval_on_start)
+        {
+            let (field, found) = match self.arguments.eval_strategy {
+                EvalStrategy::No => ("eval_on_start", "true".into()),
+                strategy => ("eval_strategy", strategy.to_string()),
+            };
+            let expected = "a validation set (`Trainer::with_validation`) to evaluate";
+            return Err(Error::InvalidArgument { field, found, expected });
+        }
         tracing::info!(?plan, "training");
         self.notify("on_train_begin", |callback| callback.on_train_begin(&plan))?;
         let mut progress = Progress {
             start: Instant::now(),
             history: Vec::new(),
+            evaluations: Vec::new(),
+            evaluation_seconds: 0.0,
             global_step: 0,
             time_to_first_step: None,
             real_tokens: 0,
@@ -194,19 +176,16 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             unlogged: Vec::new(),
         };
         let finished = self.run(&mut progress)?;
-        let seconds = progress.start.elapsed().as_secs_f64();
-        let validation = match self.validation {
-            Some(validation) if finished => Some(self.evaluate(validation)?),
-            _ => None,
-        };
+        let validation = progress.evaluations.last().filter(|record| record.step == plan.max_steps);
         let outcome = TrainOutcome {
+            validation: validation.map(|record| record.evaluation),
+            seconds: progress.seconds(),
             history: progress.history,
+            evaluations: progress.evaluations,
             global_step: progress.global_step,
-            seconds,
             time_to_first_step: progress.time_to_first_step,
             real_tokens: progress.real_tokens,
             train_loss: progress.total_loss / progress.global_step.max(1) as f64,
-            validation,
             cancelled: !finished,
         };
         self.notify("on_train_end", |callback| callback.on_train_end(&outcome))?;
@@ -216,6 +195,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// Whether the run came to its last step.
     fn run(&mut self, progress: &mut Progress) -> Result<bool> {
         let plan = self.plan;
+        self.evaluate(progress, 0.0)?;
         for epoch in 0..plan.epochs {
             let order = self.train.order(epoch);
             if order.len() != plan.examples {
@@ -232,9 +212,35 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
                 if !self.step(progress, epoch, epochs_done, group)? {
                     return Ok(false);
                 }
+                self.evaluate(progress, epochs_done)?;
             }
         }
         Ok(true)
+    }
+
+    /// Evaluates the validation set if that is due after the steps done. One that is cancelled leaves no record.
+    fn evaluate(&mut self, progress: &mut Progress, epoch: f64) -> Result<()> {
+        let step = progress.global_step;
+        let Some(validation) = self.validation.filter(|_| self.plan.evaluates_after(step)) else {
+            return Ok(());
+        };
+        let start = Instant::now();
+        let batch_size = self.arguments.per_device_eval_batch_size;
+        let evaluation =
+            evaluation::evaluate_unless(self.model, validation, batch_size, &|| self.is_cancelled());
+        progress.evaluation_seconds += start.elapsed().as_secs_f64();
+        let Some(evaluation) = evaluation? else {
+            return Ok(());
+        };
+        tracing::info!(step, loss = evaluation.loss, target_tokens = evaluation.target_tokens, "evaluated");
+        let evaluations_left = self.plan.evaluations_left(step);
+        let record = EvaluationRecord { step, epoch, evaluation, evaluations_left };
+        progress.evaluations.push(record);
+        self.notify("on_evaluate", |callback| callback.on_evaluate(&record))
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancellation.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
 
     /// One optimizer step; `false` if it was cancelled.
@@ -267,7 +273,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         progress.unlogged.push(loss);
         let seconds = start.elapsed().as_secs_f64();
         if progress.time_to_first_step.is_none() {
-            progress.time_to_first_step = Some(progress.start.elapsed().as_secs_f64());
+            progress.time_to_first_step = Some(progress.seconds());
         }
         let record = StepRecord {
             global_step: progress.global_step,
@@ -329,7 +335,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         let mut gradients = Gradients::new(self.optimizer.parameters());
         let (mut loss, mut real_tokens) = (0.0, 0);
         for (micro_batch, batch) in batches.iter().enumerate() {
-            if self.cancellation.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            if self.is_cancelled() {
                 tracing::warn!(steps_done, "cancelled");
                 return Ok(None);
             }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use common::{Example, Examples, TokenModel, parameter, relative_distance};
 use ferrotune_trainer::{
-    AdamW, AdamWOptions, Gradients, Schedule, SchedulerType, Trainer, TrainingArguments, decays,
+    AdamW, AdamWOptions, EvalStrategy, Gradients, Schedule, SchedulerType, Trainer, TrainingArguments, decays,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -170,6 +170,26 @@ fn defaults_and_step_counts_equal_transformers() {
         let found =
             [plan.batches_per_epoch, plan.steps_per_epoch, plan.max_steps, plan.epochs, plan.warmup_steps];
         assert_eq!(found, [6, 7, 8, 9, 10].map(whole), "{row}");
+    }
+}
+
+#[test]
+fn evaluations_come_after_the_steps_of_transformers() {
+    #[derive(Deserialize)]
+    struct Row {
+        examples: usize,
+        arguments: TrainingArguments,
+        evaluated: Vec<usize>,
+    }
+    let rows: Vec<Row> = serde_json::from_value(fixture::<Value>("eval_steps")["rows"].take()).unwrap();
+    assert!(rows.len() > 100);
+    for Row { examples, arguments, evaluated } in rows {
+        let plan = arguments.plan(examples).unwrap();
+        let mut found: Vec<usize> = (0..=plan.max_steps).filter(|&step| plan.evaluates_after(step)).collect();
+        if arguments.eval_strategy == EvalStrategy::No {
+            assert_eq!(found.pop(), Some(plan.max_steps), "the one that is ours");
+        }
+        assert_eq!(found, evaluated, "{arguments:?}");
     }
 }
 

@@ -8,11 +8,13 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Example, Examples, TokenModel, VOCAB, parameter, relative_distance};
 use ferrotune_trainer::{
-    BoxError, Callback, Dataset, Error, Evaluation, GradientReducer, Gradients, LogRecord, RandomKey,
-    SchedulerType, StepRecord, TrainOutcome, TrainPlan, TrainableModel, Trainer, TrainingArguments, evaluate,
+    BoxError, Callback, Dataset, Error, EvalStrategy, EvaluationRecord, GradientReducer, Gradients,
+    LogRecord, RandomKey, SchedulerType, StepRecord, TrainOutcome, TrainPlan, TrainableModel, Trainer,
+    TrainingArguments, evaluate,
 };
 
 fn arguments() -> TrainingArguments {
@@ -315,8 +317,9 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
         fn on_log(&mut self, record: &LogRecord) -> Result<(), BoxError> {
             self.hear(format!("log {}", record.step))
         }
-        fn on_evaluate(&mut self, evaluation: &Evaluation) -> Result<(), BoxError> {
-            self.hear(format!("evaluate {}", evaluation.examples))
+        fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {
+            assert_eq!(record.evaluation.examples, 2);
+            self.hear(format!("evaluate {} {}", record.step, record.evaluations_left))
         }
         fn on_train_end(&mut self, outcome: &TrainOutcome) -> Result<(), BoxError> {
             self.hear(format!("end {}", outcome.global_step))
@@ -326,7 +329,13 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
     let validation = Examples::patterned(2);
     let run = |listener: Listen| {
         let model = TokenModel::small();
-        Trainer::new(&model, TrainingArguments { logging_steps: 2.0, ..arguments() }, &dataset)
+        let arguments = TrainingArguments {
+            logging_steps: 2.0,
+            eval_strategy: EvalStrategy::Steps,
+            eval_on_start: true,
+            ..arguments()
+        };
+        Trainer::new(&model, arguments, &dataset)
             .unwrap()
             .with_validation(&validation)
             .with_callback(listener)
@@ -337,12 +346,14 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
     let elements = 13 * 6 + 6 + 9 * 6 + 9 + 13 * 9;
     let expected = [
         &format!("begin 3 3 {elements}"),
+        "evaluate 0 2",
         "step 1",
         "step 2",
         "log 2",
+        "evaluate 2 1",
         "step 3",
         "log 3",
-        "evaluate 2",
+        "evaluate 3 0",
         "end 3",
     ];
     assert_eq!(*listener.heard.borrow(), expected);
@@ -391,6 +402,126 @@ fn a_cancelled_run_ends_with_its_whole_steps() {
         .unwrap();
     assert!(!full.cancelled && full.time_to_first_step.is_some_and(|seconds| seconds <= full.seconds));
     assert_eq!(model.values(), unbroken.values());
+}
+
+#[test]
+fn evaluations_change_no_bit_of_the_training_and_are_not_in_its_seconds() {
+    struct Slow<'a>(&'a Examples);
+    impl Dataset for Slow<'_> {
+        type Batch = common::Batch;
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn order(&self, epoch: usize) -> Vec<usize> {
+            self.0.order(epoch)
+        }
+        fn batch(&self, indices: &[usize]) -> Result<common::Batch, BoxError> {
+            std::thread::sleep(Duration::from_millis(5));
+            self.0.batch(indices)
+        }
+    }
+    let dataset = Examples::patterned(6);
+    let validation = Examples::patterned(4);
+    let slow = Slow(&validation);
+    let run = |eval_strategy, eval_steps, eval_on_start, validation: Option<&Slow<'_>>| {
+        let model = TokenModel { noise: 0.5, ..TokenModel::small() };
+        let arguments = TrainingArguments {
+            num_train_epochs: 2.0,
+            eval_strategy,
+            eval_steps,
+            eval_on_start,
+            ..arguments()
+        };
+        let mut trainer = Trainer::new(&model, arguments, &dataset).unwrap();
+        if let Some(validation) = validation {
+            trainer = trainer.with_validation(validation);
+        }
+        let start = Instant::now();
+        let outcome = trainer.train().unwrap();
+        let wall = start.elapsed().as_secs_f64();
+        let evaluations: f64 = outcome.evaluations.iter().map(|record| record.evaluation.seconds).sum();
+        assert!(outcome.seconds + evaluations <= wall);
+        drop(trainer);
+        (outcome, model)
+    };
+    let (without, bare) = run(EvalStrategy::No, None, false, None);
+    assert!(without.evaluations.is_empty() && without.validation.is_none());
+    for (strategy, eval_steps, on_start, expected) in [
+        (EvalStrategy::No, None, false, vec![12]),
+        (EvalStrategy::Epoch, None, true, vec![0, 6, 12]),
+        (EvalStrategy::Steps, Some(5.0), true, vec![0, 5, 10, 12]),
+        (EvalStrategy::Steps, Some(0.25), false, vec![3, 6, 9, 12]),
+    ] {
+        let (outcome, model) = run(strategy, eval_steps, on_start, Some(&slow));
+        assert_eq!(outcome.history, without.history);
+        assert_eq!(model.values(), bare.values());
+        let steps: Vec<usize> = outcome.evaluations.iter().map(|record| record.step).collect();
+        assert_eq!(steps, expected);
+        let last = outcome.evaluations.last().unwrap().evaluation;
+        assert_eq!(outcome.validation, Some(last));
+        assert_eq!(last.loss, evaluate(&model, &validation, 2).unwrap().loss);
+        assert!(outcome.time_to_first_step.unwrap() <= outcome.seconds);
+    }
+    let (outcome, _) = run(EvalStrategy::Steps, Some(1.0), true, Some(&slow));
+    let losses: Vec<f64> = outcome.evaluations.iter().map(|record| record.evaluation.loss).collect();
+    assert_eq!(losses.len(), 13);
+    assert_eq!(losses[0], evaluate(&TokenModel::small(), &validation, 2).unwrap().loss);
+    assert!(losses[12] < losses[0], "{losses:?}");
+}
+
+#[test]
+fn an_evaluation_stops_when_the_run_is_cancelled() {
+    struct CancelInBatch<'a>(&'a Examples, Arc<AtomicBool>, std::cell::Cell<usize>);
+    impl Dataset for CancelInBatch<'_> {
+        type Batch = common::Batch;
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn order(&self, epoch: usize) -> Vec<usize> {
+            self.0.order(epoch)
+        }
+        fn batch(&self, indices: &[usize]) -> Result<common::Batch, BoxError> {
+            self.1.store(true, Ordering::Relaxed);
+            self.2.set(self.2.get() + 1);
+            self.0.batch(indices)
+        }
+    }
+    let dataset = Examples::patterned(6);
+    let run = |eval_on_start| {
+        let model = TokenModel::small();
+        let flag = Arc::new(AtomicBool::new(false));
+        let validation = CancelInBatch(&dataset, flag.clone(), std::cell::Cell::new(0));
+        let outcome = Trainer::new(&model, TrainingArguments { eval_on_start, ..arguments() }, &dataset)
+            .unwrap()
+            .with_validation(&validation)
+            .with_cancellation(flag)
+            .train()
+            .unwrap();
+        assert_eq!(validation.2.get(), 1, "no batch after the flag");
+        assert!(outcome.evaluations.is_empty() && outcome.validation.is_none());
+        outcome
+    };
+    let at_the_start = run(true);
+    assert!(at_the_start.cancelled && at_the_start.global_step == 0);
+    // The steps are done: nothing of the training is lost.
+    let at_the_end = run(false);
+    assert!(!at_the_end.cancelled && at_the_end.global_step == 6);
+}
+
+#[test]
+fn an_evaluation_of_nothing_is_refused_before_the_first_step() {
+    let dataset = Examples::patterned(3);
+    for (eval_strategy, eval_on_start, field) in [
+        (EvalStrategy::Epoch, false, "eval_strategy = epoch"),
+        (EvalStrategy::Steps, true, "eval_strategy = steps"),
+        (EvalStrategy::No, true, "eval_on_start = true"),
+    ] {
+        let model = TokenModel::small();
+        let arguments = TrainingArguments { eval_strategy, eval_on_start, ..arguments() };
+        let message = Trainer::new(&model, arguments, &dataset).unwrap().train().unwrap_err().to_string();
+        assert!(message.contains(field) && message.contains("with_validation"), "{message}");
+        assert!(model.keys.borrow().is_empty());
+    }
 }
 
 #[test]

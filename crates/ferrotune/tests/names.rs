@@ -1,6 +1,6 @@
 //! The names that a recipe takes are those that the crates below know.
 
-use ferrotune::recipe::{COMPUTE_DTYPES, DEVICES, LR_SCHEDULER_TYPES, METRICS};
+use ferrotune::recipe::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS};
 
 #[test]
 fn metrics() {
@@ -14,6 +14,11 @@ fn metrics() {
 #[test]
 fn schedules() {
     assert_eq!(LR_SCHEDULER_TYPES, ferrotune::trainer::SchedulerType::ALL.map(|schedule| schedule.name()));
+}
+
+#[test]
+fn evaluation_strategies() {
+    assert_eq!(EVAL_STRATEGIES, ferrotune::trainer::EvalStrategy::ALL.map(|strategy| strategy.name()));
 }
 
 #[test]

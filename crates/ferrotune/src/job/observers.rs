@@ -1,7 +1,7 @@
 //! Observers for people and for programs.
 
 use super::Observer;
-use crate::progress::{Event, EventWriter, Generating, Progress, Step};
+use crate::progress::{Event, EventWriter, Generating, Progress, Step, Validated};
 use std::{
     io::Write,
     sync::{
@@ -35,6 +35,10 @@ impl Observer for ForPeople {
 
     fn step(&mut self, step: &Step) {
         self.progress.step(step);
+    }
+
+    fn validated(&mut self, validated: &Validated) {
+        self.progress.validated(validated);
     }
 
     fn generating(&mut self, generating: &Generating) {
@@ -78,6 +82,10 @@ impl<W: Write> Observer for ForPrograms<W> {
 
     fn step(&mut self, step: &Step) {
         self.tell(&Event::from(step));
+    }
+
+    fn validated(&mut self, validated: &Validated) {
+        self.tell(&Event::from(validated));
     }
 
     fn generating(&mut self, generating: &Generating) {

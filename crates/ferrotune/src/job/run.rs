@@ -9,16 +9,21 @@ use super::{
 };
 use crate::{
     Result,
-    progress::{Generating, Step},
+    progress::{Generating, Step, Validated},
     recipe::{Recipe, TargetModules},
-    report::{Fact, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics},
+    report::{
+        Fact, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
+        ValidationStep,
+    },
 };
 use ferrotune_data::{Preflight, Tokenized};
 use ferrotune_kernels::RandomKey;
 use ferrotune_lora::{LoraConfig, inject};
 use ferrotune_metrics::Metric;
 use ferrotune_precision::{ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib};
-use ferrotune_trainer::{Callback, StepRecord, TrainOutcome, TrainPlan, Trainer, TrainingArguments};
+use ferrotune_trainer::{
+    Callback, EvaluationRecord, StepRecord, TrainOutcome, TrainPlan, Trainer, TrainingArguments,
+};
 use std::{
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -39,6 +44,9 @@ pub trait Observer {
 
     /// An optimizer step is done.
     fn step(&mut self, step: &Step) {}
+
+    /// The validation loss was measured.
+    fn validated(&mut self, validated: &Validated) {}
 
     /// A token was generated.
     fn generating(&mut self, generating: &Generating) {}
@@ -157,12 +165,7 @@ pub fn run(
         after: after.as_ref().map(|pass| pass.scores.clone()),
         change,
         train: Some(train_metrics(&outcome, &plan, &train_set)),
-        validation: outcome.validation.as_ref().map(|evaluation| ValidationMetrics {
-            loss: evaluation.loss,
-            loss_before: None,
-            examples: evaluation.examples as u64,
-            target_tokens: evaluation.target_tokens as u64,
-        }),
+        validation: validation_metrics(&outcome),
         generation: after.as_ref().or(before.as_ref()).map(|pass| pass.generation.clone()),
         peak_rss_mib: peak_rss_mib(),
         trainable_parameters: assistant.adapter.as_ref().map(|adapter| adapter.parameter_count() as u64),
@@ -213,6 +216,38 @@ impl Callback for Tell<'_, '_> {
         });
         Ok(())
     }
+
+    fn on_evaluate(
+        &mut self,
+        record: &EvaluationRecord,
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Training { observer, plan } = &mut *training;
+        observer.validated(&Validated {
+            step: record.step,
+            total_steps: plan.map_or(0, |plan| plan.max_steps),
+            loss: record.evaluation.loss,
+            seconds: record.evaluation.seconds,
+            evaluations_left: record.evaluations_left,
+        });
+        Ok(())
+    }
+}
+
+fn validation_metrics(outcome: &TrainOutcome) -> Option<ValidationMetrics> {
+    let last = outcome.validation?;
+    let history: Vec<ValidationStep> = outcome
+        .evaluations
+        .iter()
+        .map(|record| ValidationStep { step: record.step as u64, loss: record.evaluation.loss })
+        .collect();
+    Some(ValidationMetrics {
+        loss: last.loss,
+        loss_before: history.iter().find(|at| at.step == 0).map(|at| at.loss),
+        history,
+        examples: last.examples as u64,
+        target_tokens: last.target_tokens as u64,
+    })
 }
 
 fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
@@ -229,6 +264,9 @@ fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
         lr_scheduler_type: training.lr_scheduler_type.parse()?,
         warmup_steps: training.warmup_steps,
         logging_steps: training.logging_steps as f64,
+        eval_strategy: training.eval_strategy.parse()?,
+        eval_steps: training.eval_steps,
+        eval_on_start: recipe.data.validation.is_some(),
         seed: recipe.seed,
         ..TrainingArguments::default()
     })

@@ -43,6 +43,26 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
             ),
         );
     }
+    if training.eval_strategy != "no" && data.validation.is_none() {
+        contradiction(
+            ["training.eval_strategy", "data.validation"],
+            format!(
+                "`training.eval_strategy` is \"{}\", but there is no file to evaluate; add `data.validation`, or remove \
+                 `eval_strategy`",
+                training.eval_strategy
+            ),
+        );
+    }
+    if training.eval_strategy != "steps" && training.eval_steps.is_some() {
+        contradiction(
+            ["training.eval_steps", "training.eval_strategy"],
+            format!(
+                "`training.eval_steps` is given, but `training.eval_strategy` is \"{}\"; use \"steps\", or remove \
+                 `eval_steps`",
+                training.eval_strategy
+            ),
+        );
+    }
     let output = plain(&recipe.output_dir);
     let inputs = [
         ("model.path", Some(&recipe.model.path)),

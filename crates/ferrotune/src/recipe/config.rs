@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::check;
 use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
-use super::schema::{COMPUTE_DTYPES, DEVICES, LR_SCHEDULER_TYPES, METRICS};
+use super::schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS};
 use super::sections::{
     ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
     TargetModules, TrainingSection,
@@ -252,6 +252,11 @@ fn read_training(s: &mut Reader<'_>, training: &mut TrainingSection) {
     let expected = "an integer of at least 1, or -1 for no limit";
     set(&mut training.max_steps, s.integer("max_steps", expected, |steps| steps == -1 || steps >= 1));
     set(&mut training.logging_steps, s.count("logging_steps", 1));
+    set(&mut training.eval_strategy, s.choice("eval_strategy", EVAL_STRATEGIES));
+    let expected = "a whole number of steps, or a share of all steps above 0 and below 1";
+    training.eval_steps = s.number("eval_steps", expected, |steps| {
+        steps > 0.0 && steps < 1.0 || (1.0..1e15).contains(&steps) && steps.fract() == 0.0
+    });
     let expected = "a number of at least 0 (0: no clipping)";
     set(&mut training.max_grad_norm, s.number("max_grad_norm", expected, not_negative));
 }

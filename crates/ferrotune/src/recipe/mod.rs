@@ -38,6 +38,7 @@
 //! lr_scheduler_type = "linear"
 //! max_steps = -1
 //! logging_steps = 100
+//! eval_strategy = "no"             # or "epoch", or "steps" with eval_steps = 50
 //! max_grad_norm = 1.0
 //!
 //! [generation]
@@ -78,7 +79,7 @@ mod tests;
 
 pub use config::Recipe;
 pub use problem::{Place, Problem, ProblemKind};
-pub use schema::{COMPUTE_DTYPES, DEVICES, LR_SCHEDULER_TYPES, METRICS};
+pub use schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS};
 pub use sections::{
     DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
     TargetModules, TrainingSection,

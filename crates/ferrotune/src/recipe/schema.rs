@@ -33,6 +33,8 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
             "lr_scheduler_type",
             "max_steps",
             "logging_steps",
+            "eval_strategy",
+            "eval_steps",
             "max_grad_norm",
         ],
     ),
@@ -67,6 +69,8 @@ pub const LR_SCHEDULER_TYPES: &[&str] = &[
     "constant_with_warmup",
     "inverse_sqrt",
 ];
+/// When the validation file is measured during training: what `training.eval_strategy` takes, by transformers' names.
+pub const EVAL_STRATEGIES: &[&str] = &["no", "steps", "epoch"];
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.

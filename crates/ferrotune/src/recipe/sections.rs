@@ -131,6 +131,14 @@ pub struct TrainingSection {
     pub max_steps: i64,
     /// Record the loss every so many steps. Default: 100.
     pub logging_steps: usize,
+    /// When the validation loss is measured between the first step and the last: one of
+    /// [`EVAL_STRATEGIES`](super::EVAL_STRATEGIES). Before the first step and after the last one it always is, if there
+    /// is a validation file. Default: `"no"`.
+    pub eval_strategy: String,
+    /// Measure it every so many steps if `eval_strategy` is `"steps"`; below 1 it is a share of all steps. Default:
+    /// `logging_steps`.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_number")]
+    pub eval_steps: Option<f64>,
     /// Scale a step's gradient down to this norm where it is longer; 0 turns clipping off. Default: 1.
     #[serde(serialize_with = "number")]
     pub max_grad_norm: f64,
@@ -148,6 +156,8 @@ impl Default for TrainingSection {
             lr_scheduler_type: "linear".to_owned(),
             max_steps: -1,
             logging_steps: 100,
+            eval_strategy: "no".to_owned(),
+            eval_steps: None,
             max_grad_norm: 1.0,
         }
     }
@@ -213,5 +223,12 @@ fn number<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> 
         serializer.serialize_i64(*value as i64)
     } else {
         serializer.serialize_f64(*value)
+    }
+}
+
+fn optional_number<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => number(value, serializer),
+        None => serializer.serialize_none(),
     }
 }

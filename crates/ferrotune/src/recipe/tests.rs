@@ -57,6 +57,7 @@ warmup_steps = 0
 lr_scheduler_type = "linear"
 max_steps = -1
 logging_steps = 100
+eval_strategy = "no"
 max_grad_norm = 1
 
 [generation]
@@ -108,6 +109,8 @@ warmup_steps = 0.03
 lr_scheduler_type = "cosine"
 max_steps = 1_000
 logging_steps = 1
+eval_strategy = "steps"
+eval_steps = 5
 max_grad_norm = 0.0
 [generation]
 max_new_tokens = 64
@@ -433,6 +436,16 @@ fn contradictions_are_refused_with_their_place() {
             &["training.lr_scheduler_type=constant", "training.warmup_steps=5"],
             "--set training.warmup_steps=5: `training.warmup_steps` is 5, but `training.lr_scheduler_type` \
              \"constant\" has no warm-up; use \"constant_with_warmup\", or remove `warmup_steps`",
+        ),
+        (
+            &["training.eval_strategy=epoch"],
+            "--set training.eval_strategy=epoch: `training.eval_strategy` is \"epoch\", but there is no file to \
+             evaluate; add `data.validation`, or remove `eval_strategy`",
+        ),
+        (
+            &["data.validation=v", "training.eval_steps=5"],
+            "--set training.eval_steps=5: `training.eval_steps` is given, but `training.eval_strategy` is \"no\"; \
+             use \"steps\", or remove `eval_steps`",
         ),
         (
             &["output_dir=./m/"],

@@ -100,11 +100,13 @@ fn number_or_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f6
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ValidationMetrics {
-    /// After training.
+    /// After the last step.
     pub loss: f64,
-    /// Before training, where it was measured.
+    /// Before the first step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_before: Option<f64>,
+    /// Every measurement in order, those before the first step and after the last one included.
+    pub history: Vec<ValidationStep>,
     /// Examples.
     pub examples: u64,
     /// Target tokens.
@@ -141,6 +143,17 @@ pub struct FileMetrics {
     pub left_out: u64,
     /// Target tokens that were lost with what was cut or left out for its length.
     pub target_tokens_lost: u64,
+}
+
+/// The validation loss after some step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ValidationStep {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The loss.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub loss: f64,
 }
 
 /// `generation`: the last pass over the test prompts.
@@ -201,7 +214,8 @@ mod tests {
             }),
             validation: Some(ValidationMetrics {
                 loss: 2.25,
-                loss_before: None,
+                loss_before: Some(3.5),
+                history: vec![ValidationStep { step: 0, loss: 3.5 }, ValidationStep { step: 80, loss: 2.25 }],
                 examples: 100,
                 target_tokens: 1_000,
             }),
@@ -243,6 +257,8 @@ mod tests {
             ("/validation/loss", json!(2.25)),
             ("/data/train/skipped", json!(3)),
             ("/data/train/target_tokens_lost", json!(0)),
+            ("/validation/loss_before", json!(3.5)),
+            ("/validation/history", json!([{"step": 0, "loss": 3.5}, {"step": 80, "loss": 2.25}])),
             ("/generation/new_tokens_per_s", json!(60.0)),
             ("/peak_rss_mib", json!(2900.5)),
             ("/trainable_parameters", json!(4_884_480)),

@@ -37,10 +37,11 @@ use serde::{Deserialize, Serialize};
 pub use html::render;
 pub use metrics::{
     DataMetrics, FileMetrics, GenerationMetrics, LoggedStep, Metrics, TrainMetrics, ValidationMetrics,
+    ValidationStep,
 };
 pub use scores::{Interval, Scores};
 pub use table::table;
-pub(crate) use text::duration;
+pub(crate) use text::{duration, visible};
 
 /// What `report.html` shows. A part that is absent or empty has no section.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

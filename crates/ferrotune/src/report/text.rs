@@ -9,21 +9,31 @@ pub(super) struct Untrusted<'a>(pub(super) &'a str);
 
 impl Render for Untrusted<'_> {
     fn render_to(&self, buffer: &mut String) {
-        for character in self.0.chars() {
+        for character in visible(self.0).chars() {
             match character {
-                '\n' | '\t' => buffer.push(character),
-                '\r' => {}
-                _ if character.is_control() || is_invisible(character) => {
-                    // Writing to a string cannot fail.
-                    let _ = write!(buffer, "\u{27e8}U+{:04X}\u{27e9}", u32::from(character));
-                }
                 '\'' => buffer.push_str("&#39;"),
-                _ => {
-                    let _ = Escaper::new(buffer).write_char(character);
-                }
+                // Writing to a string cannot fail.
+                _ => drop(Escaper::new(buffer).write_char(character)),
             }
         }
     }
+}
+
+/// Text in which everything shows: what does not, or shuffles what does, is written as a code such as `⟨U+001B⟩`. Line ends and
+/// tabs stay.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => shown.push(character),
+            '\r' => {}
+            _ if character.is_control() || is_invisible(character) => {
+                shown.push_str(&format!("\u{27e8}U+{:04X}\u{27e9}", u32::from(character)));
+            }
+            _ => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// Direction marks and overrides, zero-width characters (but for the joiners that scripts and emoji need), line

@@ -1,0 +1,36 @@
+//! What a run leaves.
+
+use serde::Serialize;
+
+use crate::{Evaluation, EvaluationRecord, LogRecord};
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TrainOutcome {
+    /// The steps that were logged.
+    pub history: Vec<LogRecord>,
+    /// Optimizer steps done.
+    pub global_step: usize,
+    /// Seconds of the steps alone, without the evaluations.
+    pub seconds: f64,
+    /// Seconds from the start of the loop to the end of the first step, without an evaluation before it; `None` if there was none.
+    pub time_to_first_step: Option<f64>,
+    /// Prompt and completion tokens of all steps done, no padding.
+    pub real_tokens: usize,
+    /// Mean of the losses of all steps.
+    pub train_loss: f64,
+    /// The evaluations, in order: those of `eval_on_start` and `eval_strategy`, and the one after the last step.
+    pub evaluations: Vec<EvaluationRecord>,
+    /// The evaluation after the last step, if there is a validation set and the run was not cancelled.
+    pub validation: Option<Evaluation>,
+    /// Whether the cancellation flag ended the run before its last step. The parameters are those after the last whole step.
+    pub cancelled: bool,
+}
+
+impl TrainOutcome {
+    /// Real tokens by the seconds of the loop.
+    pub fn tokens_per_s(&self) -> f64 {
+        self.real_tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+}

@@ -1,0 +1,64 @@
+//! How a run goes on: a bar for people at a terminal, a line now and then for a log, JSON for other programs.
+//!
+//! [`Progress`] writes for people and never fails: a terminal that is gone must not end a run of hours.
+//! [`EventWriter`] writes one JSON object a line.
+
+mod events;
+mod pace;
+mod people;
+
+pub use events::{Event, EventWriter};
+pub use people::Progress;
+
+/// An optimizer step that is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// The step, from 1.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// The mean loss of a target token.
+    pub loss: f64,
+    /// The learning rate of the step.
+    pub learning_rate: f64,
+    /// The norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens of prompts and completions a second.
+    pub tokens_per_s: f64,
+}
+
+/// How far a pass of generation is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Generating {
+    /// Prompts whose answers are known to be done; those of the last batch count when the pass ends.
+    pub prompts: usize,
+    /// Prompts of the whole pass.
+    pub total_prompts: usize,
+    /// Tokens that were generated so far.
+    pub new_tokens: usize,
+    /// Seconds since the pass began.
+    pub seconds: f64,
+}
+
+/// The validation loss after some step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Validated {
+    /// Steps done; 0 before the first.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// The mean loss of a target token of the validation data.
+    pub loss: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Measurements that are still to come in this run.
+    pub evaluations_left: usize,
+}
+
+impl Generating {
+    fn new_tokens_per_s(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a rate of three digits")]
+        let tokens = self.new_tokens as f64;
+        if self.seconds > 0.0 { tokens / self.seconds } else { 0.0 }
+    }
+}

@@ -1,0 +1,341 @@
+//! A run that goes on, shown to people.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::pace::Pace;
+use super::{Generating, Step, Validated};
+use crate::report::{duration, visible};
+
+/// A log gets a line when this share of the stage was done since the last one, ...
+const SHARE_OF_A_LINE: f64 = 0.02;
+/// ... or when nothing was said for so long.
+const LONGEST_SILENCE: Duration = Duration::from_secs(300);
+
+/// A run that goes on, shown to people.
+///
+/// ```
+/// use ferrotune::progress::{Progress, Step};
+///
+/// let mut progress = Progress::stderr();
+/// progress.stage("training");
+/// for step in 1..=10 {
+///     let loss = 4.0 / step as f64;
+///     progress.step(&Step { step, total_steps: 10, loss, learning_rate: 1e-3, grad_norm: 1.0, tokens_per_s: 160.0 });
+/// }
+/// progress.finish();
+/// ```
+pub struct Progress {
+    sink: Sink,
+    /// The pace of the present stage.
+    pace: Pace,
+    /// The last validation loss of the present stage.
+    validation_loss: Option<f64>,
+    /// When the last line of the stage was written, and how much was done then.
+    last_line: Option<(Instant, usize)>,
+}
+
+enum Sink {
+    /// The bar of the present stage, if it has one yet.
+    Bar(Option<ProgressBar>),
+    Lines {
+        out: Box<dyn Write + Send>,
+        apart: Duration,
+    },
+}
+
+impl Progress {
+    /// On the standard error: a bar if it is a terminal, else [`lines`](Self::lines) at least ten seconds apart.
+    #[must_use]
+    pub fn stderr() -> Self {
+        if io::stderr().is_terminal() {
+            Self::new(Sink::Bar(None))
+        } else {
+            Self::lines(io::stderr(), Duration::from_secs(10))
+        }
+    }
+
+    /// A line for every fiftieth of a stage or every five minutes, yet no two within `apart`, and one at the end of each stage.
+    /// Control characters are written as visible codes.
+    #[must_use]
+    pub fn lines(out: impl Write + Send + 'static, apart: Duration) -> Self {
+        Self::new(Sink::Lines { out: Box::new(out), apart })
+    }
+
+    /// Shows nothing.
+    #[must_use]
+    pub fn hidden() -> Self {
+        Self::lines(io::sink(), Duration::MAX)
+    }
+
+    fn new(sink: Sink) -> Self {
+        Self { sink, pace: Pace::new(Instant::now()), validation_loss: None, last_line: None }
+    }
+
+    /// A new part of the run begins.
+    pub fn stage(&mut self, name: &str) {
+        self.finish();
+        self.pace = Pace::new(Instant::now());
+        self.validation_loss = None;
+        self.last_line = None;
+        self.note(name);
+    }
+
+    /// Shows a text above the bar.
+    pub fn note(&mut self, text: &str) {
+        // Data may be shown: what would move the cursor or change the colours must not.
+        let text = visible(text);
+        // A terminal that is gone is no reason to stop.
+        let _ = match &mut self.sink {
+            Sink::Bar(Some(bar)) => bar.suspend(|| writeln!(io::stderr(), "{text}")),
+            Sink::Bar(None) => writeln!(io::stderr(), "{text}"),
+            Sink::Lines { out, .. } => writeln!(out, "{text}").and_then(|()| out.flush()),
+        };
+    }
+
+    /// A step of training is done.
+    pub fn step(&mut self, step: &Step) {
+        let Step { loss, learning_rate, tokens_per_s, .. } = *step;
+        let validation =
+            self.validation_loss.map(|loss| format!("  validation {loss:.3}")).unwrap_or_default();
+        let text =
+            format!("loss {loss:.3}{validation}  lr {}  {tokens_per_s:.0} tokens/s", Rate(learning_rate));
+        self.show("step", step.step, step.total_steps, &text);
+    }
+
+    /// The validation loss was measured: it stands beside the loss of the steps that follow, or after the last one.
+    pub fn validated(&mut self, validated: &Validated) {
+        let Validated { step, total_steps, loss, seconds, evaluations_left } = *validated;
+        let length = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        self.pace.paused(length, evaluations_left, Instant::now());
+        self.validation_loss = Some(loss);
+        if step == 0 {
+            self.note(&format!("validation loss {loss:.3} before training"));
+        } else if step >= total_steps {
+            self.finish();
+            self.note(&format!("validation loss {loss:.3} after training"));
+        }
+    }
+
+    /// Answers are being generated.
+    pub fn generating(&mut self, generating: &Generating) {
+        let text = format!("{:.0} new tokens/s", generating.new_tokens_per_s());
+        self.show("prompt", generating.prompts, generating.total_prompts, &text);
+    }
+
+    /// Ends the present stage; what it showed last stays to be read.
+    pub fn finish(&mut self) {
+        if let Sink::Bar(bar) = &mut self.sink
+            && let Some(bar) = bar.take()
+        {
+            // Left to itself the bar would end its line only where it guesses the terminal's width right.
+            let (done, total, text) = (bar.position(), bar.length().unwrap_or_default(), bar.message());
+            let unit = bar.prefix();
+            bar.finish_and_clear();
+            let _ = writeln!(io::stderr(), "{unit} {done}/{total}  {text}");
+        }
+    }
+
+    fn show(&mut self, unit: &str, done: usize, total: usize, text: &str) {
+        let now = Instant::now();
+        self.pace.advance(done, now);
+        let mut text = text.to_owned();
+        if let Some(left) = self.pace.left(total, now) {
+            text.push_str(&format!("  {} left", duration(left.as_secs_f64())));
+        }
+        match &mut self.sink {
+            Sink::Bar(bar) => {
+                let bar = bar.get_or_insert_with(|| new_bar(unit, total));
+                bar.set_length(total as u64);
+                bar.set_message(text);
+                bar.set_position(done as u64);
+            }
+            Sink::Lines { out, apart } => {
+                #[expect(clippy::cast_precision_loss, reason = "a share")]
+                let due = self.last_line.is_none_or(|(at, shown)| {
+                    let silence = now - at;
+                    let advanced = done.saturating_sub(shown) as f64 >= SHARE_OF_A_LINE * total as f64;
+                    silence >= *apart && (advanced || silence >= LONGEST_SILENCE)
+                });
+                let ended = done >= total && self.last_line.is_none_or(|(_, shown)| shown < done);
+                if due || ended {
+                    let _ = writeln!(out, "{unit} {done}/{total}  {text}").and_then(|()| out.flush());
+                    self.last_line = Some((now, done));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sink = match &self.sink {
+            Sink::Bar(_) => "bar",
+            Sink::Lines { .. } => "lines",
+        };
+        f.debug_struct("Progress").field("sink", &sink).finish_non_exhaustive()
+    }
+}
+
+fn new_bar(unit: &str, total: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr())
+        .with_prefix(unit.to_owned());
+    let template = "{bar:24.cyan/dim} {prefix} {pos}/{len}  {msg}";
+    // A template of ours that does not parse would be a bar without style, not a failed run.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar
+}
+
+/// A learning rate, as `2.5e-4`.
+struct Rate(f64);
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0.0 { f.write_str("0") } else { write!(f, "{:.2e}", self.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// A writer whose text can be looked at.
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Shared {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn step(step: usize) -> Step {
+        Step {
+            step,
+            total_steps: 80,
+            loss: 2.3456,
+            learning_rate: 9.5e-4,
+            grad_norm: 1.5,
+            tokens_per_s: 165.6,
+        }
+    }
+
+    #[test]
+    fn a_log_gets_the_first_and_the_last_step_and_few_between() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::from_secs(3600));
+        progress.stage("training");
+        (1..=80).for_each(|index| progress.step(&step(index)));
+        progress.finish();
+        let text = out.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[0], "training");
+        assert!(lines[1].starts_with("step 1/80  loss 2.346  lr 9.50e-4  166 tokens/s  "), "{text}");
+        assert!(lines[1].ends_with(" s left"), "{text}");
+        assert_eq!(lines[2], "step 80/80  loss 2.346  lr 9.50e-4  166 tokens/s");
+    }
+
+    #[test]
+    fn generation_shows_its_speed_and_survives_a_first_call_without_time() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::ZERO);
+        progress.generating(&Generating { prompts: 0, total_prompts: 300, new_tokens: 0, seconds: 0.0 });
+        progress.generating(&Generating { prompts: 8, total_prompts: 300, new_tokens: 30, seconds: 0.5 });
+        let text = out.text();
+        assert!(text.starts_with("prompt 0/300  0 new tokens/s\nprompt 8/300  60 new tokens/s  "), "{text}");
+    }
+
+    #[test]
+    fn a_log_gets_the_end_of_a_stage_once() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::from_secs(3600));
+        for _ in 0..2 {
+            progress.stage("answers");
+            for (prompts, new_tokens) in [(0, 1), (0, 2), (8, 3), (16, 4), (16, 5), (16, 6)] {
+                progress.generating(&Generating { prompts, total_prompts: 16, new_tokens, seconds: 1.0 });
+            }
+        }
+        let pass = "answers\nprompt 0/16  1 new tokens/s\nprompt 16/16  4 new tokens/s\n";
+        assert_eq!(out.text(), pass.repeat(2));
+    }
+
+    #[test]
+    fn a_log_has_some_fifty_lines_a_stage_however_long() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::ZERO);
+        (1..=5000).for_each(|index| progress.step(&Step { total_steps: 5000, ..step(index) }));
+        assert_eq!(out.text().lines().count(), 51, "the first, and every hundredth");
+    }
+
+    #[test]
+    fn the_validation_loss_stands_beside_the_loss() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::ZERO);
+        progress.stage("training");
+        let validated =
+            |step, loss| Validated { step, total_steps: 80, loss, seconds: 0.0, evaluations_left: 1 };
+        progress.validated(&validated(0, 3.5));
+        progress.step(&step(40));
+        progress.validated(&validated(40, 2.75));
+        progress.step(&step(80));
+        progress.validated(&validated(80, 2.5));
+        let lines: Vec<String> =
+            out.text().lines().map(|line| line.split("  lr").next().unwrap().to_owned()).collect();
+        assert_eq!(
+            lines,
+            [
+                "training",
+                "validation loss 3.500 before training",
+                "step 40/80  loss 2.346  validation 3.500",
+                "step 80/80  loss 2.346  validation 2.750",
+                "validation loss 2.500 after training",
+            ]
+        );
+    }
+
+    #[test]
+    fn text_of_the_data_cannot_drive_the_terminal() {
+        let out = Shared::default();
+        Progress::lines(out.clone(), Duration::ZERO).note("a\u{1b}[2J\r\n\tb\u{202e}");
+        assert_eq!(out.text(), "a⟨U+001B⟩[2J\n\tb⟨U+202E⟩\n");
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_stops_nothing() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let mut progress = Progress::lines(Gone, Duration::ZERO);
+        progress.stage("training");
+        progress.step(&step(1));
+    }
+}

@@ -26,6 +26,8 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn ferrotune_free_attach_message(message: *mut c_char);
     fn ferrotune_grad_mode_enabled() -> bool;
+    fn ferrotune_libtorch_configuration() -> *mut c_char;
+    fn ferrotune_free_configuration(configuration: *mut c_char);
     fn ferrotune_parallel_for(begin: i64, end: i64, grain_size: i64, body: *const c_void);
 }
 
@@ -34,6 +36,21 @@ unsafe extern "C" {
 pub(crate) fn grad_mode_enabled() -> bool {
     // SAFETY: reads a thread-local flag.
     unsafe { ferrotune_grad_mode_enabled() }
+}
+
+/// How the libtorch that is loaded says that it was built.
+#[cfg(not(no_libtorch))]
+pub(crate) fn libtorch_configuration() -> Option<String> {
+    // SAFETY: the shim returns null or a NUL-terminated string of its own allocation, read and freed here once.
+    unsafe {
+        let configuration = ferrotune_libtorch_configuration();
+        if configuration.is_null() {
+            return None;
+        }
+        let text = CStr::from_ptr(configuration).to_string_lossy().into_owned();
+        ferrotune_free_configuration(configuration);
+        Some(text)
+    }
 }
 
 /// Attaches `outputs` to the graph as results of `recorded` on `inputs`.
@@ -185,6 +202,9 @@ mod without_libtorch {
     pub(crate) fn grad_mode_enabled() -> bool {
         false
     }
+    pub(crate) fn libtorch_configuration() -> Option<String> {
+        None
+    }
     pub(crate) fn attach(
         _: Box<Recorded>,
         _: &[&Tensor],
@@ -199,4 +219,4 @@ mod without_libtorch {
     }
 }
 #[cfg(no_libtorch)]
-pub(crate) use without_libtorch::{attach, grad_mode_enabled, parallel_for};
+pub(crate) use without_libtorch::{attach, grad_mode_enabled, libtorch_configuration, parallel_for};

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -132,6 +133,10 @@ char* ferrotune_attach(void* function, Tensor* const* inputs, size_t input_count
 }
 
 void ferrotune_free_attach_message(char* message) { std::free(message); }
+
+// How the libtorch that is loaded was built; freed by `ferrotune_free_configuration`, null without memory.
+char* ferrotune_libtorch_configuration() { return strdup(at::show_config().c_str()); }
+void ferrotune_free_configuration(char* configuration) { std::free(configuration); }
 
 bool ferrotune_grad_mode_enabled() { return c10::GradMode::is_enabled(); }
 

@@ -51,6 +51,42 @@ pub enum Error {
         /// libtorch's message.
         message: String,
     },
+    /// A gradient from backward is not the one that differences of the function give.
+    #[error(
+        "the derivative of element {output_element} of output {output} with respect to element {input_element} of input {input} is \
+         {numerical} by differences, and backward gave {analytic}"
+    )]
+    GradientMismatch {
+        /// Index of the input.
+        input: usize,
+        /// Its element, in row-major order.
+        input_element: i64,
+        /// Index of the output.
+        output: usize,
+        /// Its element, in row-major order.
+        output_element: i64,
+        /// The derivative by backward.
+        analytic: f64,
+        /// The derivative by central differences.
+        numerical: f64,
+    },
+    /// The same backward gave two results.
+    #[error(
+        "backward gave two different gradients of output {output} with respect to input {input} in two runs: is something random in it, \
+         or is a saved tensor changed?"
+    )]
+    GradientChanged {
+        /// Index of the input.
+        input: usize,
+        /// Index of the output.
+        output: usize,
+    },
+    /// A gradient check could not be made.
+    #[error("the gradients cannot be checked: {reason}")]
+    GradientCheck {
+        /// Why not, and what to change.
+        reason: String,
+    },
 }
 
 /// `std::result::Result` with this crate's [`Error`].

@@ -1,14 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+mod checkpoint;
 mod error;
 mod function;
+mod gradcheck;
 mod libtorch;
 mod parallel;
 #[allow(unsafe_code)] // the one place where Rust and the C++ shim meet
 mod shim;
 
+pub use checkpoint::checkpoint;
 pub use error::{BoxedError, Error, Result};
 pub use function::{BackwardContext, ForwardContext, Function, apply, apply_one, live_functions};
+pub use gradcheck::GradientCheck;
 pub use libtorch::libtorch_version;
 pub use parallel::parallel_for;
 pub use tch;

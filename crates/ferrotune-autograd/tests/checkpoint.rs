@@ -138,7 +138,7 @@ fn gradients_accumulate_and_those_that_nobody_wants_are_not_made() {
         checkpoint(layer(&weight), &[&x, &y], &[&weight]).unwrap()[0].sum(Kind::Float).backward();
     }
     let twice = weight.grad().copy();
-    weight.grad().zero_();
+    let _ = weight.grad().zero_();
     layer(&weight)(&[x.shallow_clone(), y.shallow_clone()]).unwrap()[0].sum(Kind::Float).backward();
     assert!(twice.equal(&(weight.grad() * 2.0)));
     assert!(!y.grad().defined());

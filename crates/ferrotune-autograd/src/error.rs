@@ -87,6 +87,18 @@ pub enum Error {
         /// Why not, and what to change.
         reason: String,
     },
+    /// Two ways to compute a training step do not agree.
+    #[error("`{way}` does not train the same: {what} is off by {distance:.3e} ({how})")]
+    TrainingDiffers {
+        /// The name of the way that was compared with the first.
+        way: String,
+        /// The loss, or the name of a parameter.
+        what: String,
+        /// The relative distance; infinite where one of the two has no gradient.
+        distance: f64,
+        /// In words.
+        how: String,
+    },
 }
 
 /// `std::result::Result` with this crate's [`Error`].

@@ -6,6 +6,7 @@ mod function;
 mod gradcheck;
 mod libtorch;
 mod parallel;
+mod same_training;
 #[allow(unsafe_code)] // the one place where Rust and the C++ shim meet
 mod shim;
 
@@ -15,4 +16,5 @@ pub use function::{BackwardContext, ForwardContext, Function, apply, apply_one, 
 pub use gradcheck::GradientCheck;
 pub use libtorch::libtorch_version;
 pub use parallel::parallel_for;
+pub use same_training::{Step, Way, assert_same_training};
 pub use tch;

@@ -89,6 +89,11 @@ pub fn of_frozen_crates(output: Option<&Path>, record: bool) -> Result<PathBuf> 
     Ok(folder)
 }
 
+/// Whether the demo data is in the cache, whole.
+pub fn is_there(cache: &Path) -> bool {
+    is_expected(&cache.join("data").join(NAME))
+}
+
 /// Builds the same kind of data from the workspace at `path`, whole: no limit for a crate.
 ///
 /// # Errors

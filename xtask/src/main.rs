@@ -6,6 +6,7 @@
 mod data;
 mod demo;
 mod digest;
+mod doctor;
 mod files;
 mod process;
 mod progress;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -30,9 +32,16 @@ struct Arguments {
 enum Command {
     /// Provide libtorch and the demo model, once, in the cache
     Setup,
+    /// Say what this machine has, what it lacks and what to do about it, and measure its matrix products
+    Doctor {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Run everything that CI runs, the cheapest first
     Test {
-        /// Only these steps (format, graph, licences, pure, setup, clippy, model, test, guide, doc)
+        /// Only these steps
+        #[arg(value_parser = PossibleValuesParser::new(test::words()))]
         steps: Vec<String>,
     },
     /// Build the instruction data from crate sources
@@ -53,6 +62,7 @@ enum Command {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Doctor { json } => doctor::run(json),
         Command::Setup => setup::run().map(|_| ()),
         Command::Test { steps } => test::run(&steps),
         Command::Data { output, path: Some(path), .. } => {
@@ -70,7 +80,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            // As everywhere in ferrotune: 2 is for what the user can mend.
+            let theirs = error.is::<setup::NotReady>() || error.is::<doctor::Missing>();
+            ExitCode::from(if theirs { 2 } else { 1 })
         }
     }
 }

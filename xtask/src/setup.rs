@@ -8,12 +8,16 @@ mod model;
 mod unpack;
 mod wheel;
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+pub use compiler::check as compiler;
+pub use libtorch::examine as libtorch;
 pub use model::Model;
+pub use wheel::check_pip as pip;
 
 use crate::{files, workspace};
 
@@ -27,6 +31,20 @@ const DATA_LINK: &str = ".data";
 /// # Errors
 /// With the remedy: something is missing on this machine, or could not be fetched.
 pub fn run() -> Result<Model> {
+    provide().context(NotReady)
+}
+
+/// Marks errors whose cause is the machine, or what its user has set.
+#[derive(Debug)]
+pub struct NotReady;
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the set-up is not complete")
+    }
+}
+
+fn provide() -> Result<Model> {
     let cache = workspace::cache()?;
     compiler::check()?;
     let _lock = files::Lock::acquire(&cache, "setup")?;

@@ -10,10 +10,11 @@ const FLAGS: [&str; 5] = ["-std=c++20", "-fopenmp", "-fsyntax-only", "-x", "c++"
 const PROGRAM: &[u8] = b"#include <concepts>\n#include <omp.h>\ntemplate <std::integral T> T one() { return 1; }\nint main() { return one<int>() - omp_get_max_threads(); }\n";
 const REMEDY: &str = "install one, for example with `apt-get install g++` or `dnf install gcc-c++`, or name yours in the variable CXX";
 
-pub fn check() -> Result<()> {
+/// The compiler's command, tried.
+pub fn check() -> Result<String> {
     let compiler =
         std::env::var("CXX").ok().filter(|name| !name.trim().is_empty()).unwrap_or_else(|| "c++".into());
-    check_one(&compiler)
+    check_one(&compiler).map(|()| compiler)
 }
 
 fn check_one(compiler: &str) -> Result<()> {

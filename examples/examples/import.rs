@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use clap::Parser;
-use ferrotune_examples::{complain, guarded, say};
+use ferrotune_examples::{complain, guarded, interrupted, interruption, say};
 use ferrotune_models::Error;
 use ferrotune_models::import::import_gguf_with_progress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,7 +16,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example import -- --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
   cargo run --release -p ferrotune-examples --example generate -- --model smollm2 --prompt \"What is the capital of France?\"
 
-Exit codes: 0 done, 2 the file cannot be imported or the output is in the way, 1 anything else.";
+Exit codes: 0 done, 2 the file cannot be imported or the output cannot be written, 1 anything else.";
 
 /// Import a GGUF file (Llama or Mistral) into a Hugging Face model directory in f32.
 #[derive(Parser)]
@@ -37,21 +38,24 @@ fn program() -> ExitCode {
     let Arguments { gguf, output } = Arguments::parse();
     match run(&gguf, &output) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Error::ImportStopped { .. }) => interrupted(),
         Err(error) => {
             complain(format_args!("error: {error}"));
-            ExitCode::from(exit_code(&error))
+            ExitCode::from(2)
         }
     }
 }
 
 fn run(gguf: &std::path::Path, output: &std::path::Path) -> Result<(), Error> {
     let started = Instant::now();
+    let interruption = interruption();
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta} {wide_msg}");
     let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let summary = import_gguf_with_progress(gguf, output, &|progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.done_bytes);
         bar.set_message(progress.tensor.to_owned());
+        !interruption.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
     let summary = summary?;
@@ -72,13 +76,4 @@ fn run(gguf: &std::path::Path, output: &std::path::Path) -> Result<(), Error> {
     }
     say(format_args!("source: {} bytes, sha256 {}", summary.source_bytes, summary.source_sha256));
     Ok(())
-}
-
-/// 2 for what the user gave, 1 for what the machine did.
-fn exit_code(error: &Error) -> u8 {
-    match error {
-        Error::Io { action: "open", .. } => 2,
-        Error::Io { .. } | Error::SafetensorsWrite { .. } | Error::JsonWrite { .. } => 1,
-        _ => 2,
-    }
 }

@@ -35,6 +35,9 @@ pub fn interrupted() -> ExitCode {
 
 /// Runs a program's body; a panic, which would be a bug, ends it with 1 and the panic's message.
 pub fn guarded(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    // A write beyond `ulimit -f` then is an error like any other, and does not end the program where it stands.
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(ExitCode::FAILURE)
 }
 
@@ -74,12 +77,15 @@ pub fn thread_count() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=4096)
 }
 
-/// A flag that Ctrl-C raises, for the program to stop at the next safe place; a second Ctrl-C ends it at once.
+/// A flag that Ctrl-C and SIGTERM raise, for the program to stop at the next safe place; the second of them ends it at once.
 pub fn interruption() -> Arc<AtomicBool> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));
-    // Registered first, so that it sees the flag as it was before this very signal.
-    let _ = signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 1, flag.clone());
-    let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone());
+    for signal in [SIGINT, SIGTERM] {
+        // Registered first, so that it sees the flag as it was before this very signal.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone());
+        let _ = signal_hook::flag::register(signal, flag.clone());
+    }
     flag
 }
 

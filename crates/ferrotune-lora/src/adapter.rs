@@ -5,11 +5,14 @@ use crate::{
     error::{Error, Result},
     init::init_a,
     layer::{LoraLinear, LoraWeights},
-    peft::{load_adapter, save_adapter},
+    peft::{AdapterFile, load_adapter, save_adapter},
     target::{ModuleInfo, effective_target_modules, select_targets},
 };
 use ferrotune_kernels::RandomKey;
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 use tch::{Kind, Tensor};
 
 /// A model whose linear layers can be adapted.
@@ -126,7 +129,8 @@ pub fn inject(
         let b = Tensor::f_zeros([module.out_features, rank as i64], (Kind::Float, place.device()))?;
         Ok((a.f_set_requires_grad(true)?, b.f_set_requires_grad(true)?))
     };
-    add(model, name, index, config, fresh)
+    let made = make(model, index, config, fresh)?;
+    add(model, name, index, config, made)
 }
 
 /// Reads an adapter from a PEFT directory into a model; `trainable` marks its weights for further training.
@@ -158,13 +162,12 @@ pub fn load(
         let ready = |tensor: Tensor| tensor.f_to_device(place.device())?.f_set_requires_grad(trainable);
         Ok((ready(a)?, ready(b)?))
     };
-    let adapter = add(model, name, index, &config, from_file).map_err(|error| error.in_file(directory))?;
-    match file.tensors.keys().next() {
-        Some(first) => {
-            Err(Error::OtherModel { count: file.tensors.len(), first: first.clone() }.in_file(directory))
-        }
-        None => Ok(adapter),
-    }
+    let left = |file: &AdapterFile| {
+        let first = file.tensors.keys().next()?.clone();
+        Some(Error::OtherModel { count: file.tensors.len(), first })
+    };
+    let made = make(model, index, &config, from_file).and_then(|made| left(&file).map_or(Ok(made), Err));
+    add(model, name, index, &config, made.map_err(|error| error.in_file(directory))?)
 }
 
 fn module_infos(model: &mut (impl Adaptable + ?Sized)) -> Result<Vec<ModuleInfo>> {
@@ -176,40 +179,60 @@ fn module_infos(model: &mut (impl Adaptable + ?Sized)) -> Result<Vec<ModuleInfo>
     Ok(modules)
 }
 
-/// Gives each targeted module the weights that `make` makes for it, beside (on the device of) its frozen weight.
+/// The weights that `new` makes for each targeted module, beside (on the device of) its frozen weight, in the model's order. The model
+/// stays as it is.
+fn make(
+    model: &mut (impl Adaptable + ?Sized),
+    index: usize,
+    config: &LoraConfig,
+    mut new: impl FnMut(&ModuleInfo, &Tensor) -> Result<(Tensor, Tensor)>,
+) -> Result<Vec<(String, LoraWeights)>> {
+    let modules = module_infos(model)?;
+    let selected: HashSet<&str> =
+        select_targets(config, &modules)?.into_iter().map(|place| modules[place].path.as_str()).collect();
+    let mut made = Vec::with_capacity(selected.len());
+    model.visit_linears(&mut |layer| {
+        let frozen = layer.weight().dense_rows(0, 1)?;
+        for module in layer.modules().filter(|module| selected.contains(module.path.as_str())) {
+            let (a, b) = new(module, &frozen)?;
+            let scaling = config.scaling_for(&module.path)?;
+            let weights = LoraWeights { a, b, scaling, dropout: config.lora_dropout };
+            layer.check_adapter(&module.path, index, &weights)?;
+            made.push((module.path.clone(), weights));
+        }
+        Ok(())
+    })?;
+    Ok(made)
+}
+
+/// Gives a model weights that were checked against it: all of them, for nothing here can fail any more.
 fn add(
     model: &mut (impl Adaptable + ?Sized),
     name: &str,
     index: usize,
     config: &LoraConfig,
-    mut make: impl FnMut(&ModuleInfo, &Tensor) -> Result<(Tensor, Tensor)>,
+    made: Vec<(String, LoraWeights)>,
 ) -> Result<Adapter> {
-    let modules = module_infos(model)?;
-    let selected: HashSet<String> =
-        select_targets(config, &modules)?.into_iter().map(|place| modules[place].path.clone()).collect();
-    let mut weights = Vec::with_capacity(selected.len());
-    model.visit_linears(&mut |layer| {
-        let targets: Vec<ModuleInfo> =
-            layer.modules().filter(|module| selected.contains(&module.path)).cloned().collect();
-        let frozen = layer.weight().dense_rows(0, 1)?;
-        for module in targets {
-            let (a, b) = make(&module, &frozen)?;
-            weights.push((module.path.clone(), a.shallow_clone(), b.shallow_clone()));
-            let scaling = config.scaling_for(&module.path)?;
-            layer.set_adapter(
-                &module.path,
-                index,
-                LoraWeights { a, b, scaling, dropout: config.lora_dropout },
-            )?;
-        }
-        Ok(())
-    })?;
     let mut config = config.clone();
     if config.target_modules == TargetModules::AllLinear {
-        let others = model.other_modules();
+        let (modules, others) = (module_infos(model)?, model.other_modules());
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
         config.target_modules = effective_target_modules(&config, &modules, &others)?;
     }
+    let weights = made
+        .iter()
+        .map(|(path, made)| (path.clone(), made.a.shallow_clone(), made.b.shallow_clone()))
+        .collect();
+    let mut made: HashMap<String, LoraWeights> = made.into_iter().collect();
+    model.visit_linears(&mut |layer| {
+        let paths: Vec<String> = layer.modules().map(|module| module.path.clone()).collect();
+        for path in paths {
+            if let Some(weights) = made.remove(&path) {
+                layer.set_adapter(&path, index, weights)?;
+            }
+        }
+        Ok(())
+    })?;
     Ok(Adapter { name: name.to_owned(), index, config, weights })
 }
 
@@ -322,9 +345,15 @@ mod tests {
             assert_eq!((path, a, b), (same_path, same_a, same_b));
             assert!(same_a.requires_grad() && same_b.requires_grad());
         }
+        // The first module fits, the second does not: neither is changed.
+        let mut wider = model(5);
+        wider.down =
+            LoraLinear::new("layers.0.down_proj", &Tensor::ones([9, 5], (Kind::Float, Device::Cpu)), None)
+                .unwrap();
         let error =
-            load(&mut model(7), "other", 0, folder.path().join("adapter"), false).unwrap_err().to_string();
-        assert!(error.contains("[5, 2]") && error.contains('7'), "{error}");
+            load(&mut wider, "other", 0, folder.path().join("adapter"), false).unwrap_err().to_string();
+        assert!(error.contains("[4, 2]") && error.contains('9'), "{error}");
+        assert!(!wider.qv.has_adapter(0) && !wider.down.has_adapter(0), "half adapted");
         let mut other = model(5);
         other.down =
             LoraLinear::new("layers.1.up_proj", &Tensor::ones([4, 5], (Kind::Float, Device::Cpu)), None)

@@ -1,6 +1,6 @@
 //! The crate's error type.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can go wrong in this crate, with the place, what was expected, what was found and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -242,6 +242,17 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// Adds to the error of a full disk how much room `bytes` bytes in `directory` would need.
+    pub(crate) fn with_room(self, directory: &Path, bytes: usize) -> Self {
+        match self {
+            Self::Io { action, path, source } => {
+                let source = ferrotune_precision::explain_write_error(directory, Some(bytes as u64), source);
+                Self::Io { action, path, source }
+            }
+            error => error,
+        }
     }
 
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {

@@ -158,17 +158,29 @@ impl LoraLinear {
     /// # Errors
     /// [`Error::NoSuchModule`] if the layer does not stand for that module; [`Error::ShapeMismatch`] names both shapes.
     pub fn set_adapter(&mut self, path: &str, adapter: usize, weights: LoraWeights) -> Result<()> {
-        let Some(member) = self.members.iter_mut().find(|member| member.info.path == path) else {
+        let place = self.check_adapter(path, adapter, &weights)?;
+        let adapters = &mut self.members[place].adapters;
+        if adapters.len() <= adapter {
+            adapters.resize_with(adapter + 1, || None);
+        }
+        adapters[adapter] = Some(weights);
+        Ok(())
+    }
+
+    /// The place of the module at `path`, which these weights fit.
+    pub(crate) fn check_adapter(&self, path: &str, adapter: usize, weights: &LoraWeights) -> Result<usize> {
+        let Some(place) = self.members.iter().position(|member| member.info.path == path) else {
             let available = self.members.iter().map(|member| member.info.path.clone()).collect();
             return Err(Error::NoSuchModule { path: path.to_owned(), available });
         };
         if adapter >= MAX_ADAPTERS {
             return Err(Error::value("adapter index", adapter, format!("less than {MAX_ADAPTERS}")));
         }
+        let info = &self.members[place].info;
         let rank = weights.a.size().first().copied().unwrap_or(-1);
         for (name, tensor, expected) in [
-            ("lora_A", &weights.a, [-1, member.info.in_features]),
-            ("lora_B", &weights.b, [member.info.out_features, rank]),
+            ("lora_A", &weights.a, [-1, info.in_features]),
+            ("lora_B", &weights.b, [info.out_features, rank]),
         ] {
             let found = tensor.size();
             if found.len() != 2 || (expected[0] != -1 && found[0] != expected[0]) || found[1] != expected[1] {
@@ -176,18 +188,11 @@ impl LoraLinear {
                     tensor: format!("{path}.{name}"),
                     expected: expected.to_vec(),
                     found,
-                    reason: format!(
-                        "the module maps {} features to {}",
-                        member.info.in_features, member.info.out_features
-                    ),
+                    reason: format!("the module maps {} features to {}", info.in_features, info.out_features),
                 });
             }
         }
-        if member.adapters.len() <= adapter {
-            member.adapters.resize_with(adapter + 1, || None);
-        }
-        member.adapters[adapter] = Some(weights);
-        Ok(())
+        Ok(place)
     }
 
     /// Output of the layer for a batch on one adapter (`None`: the bare base model).

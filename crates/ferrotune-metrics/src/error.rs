@@ -38,7 +38,7 @@ pub enum Error {
     },
 
     /// A file could not be written.
-    #[error("{}: cannot write metrics: {source}", path.display())]
+    #[error("{}: cannot write metrics: {source}{}", path.display(), remedy(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -85,6 +85,16 @@ pub struct BadLine {
 impl BadLine {
     /// At most this many bad lines of a file are kept; the others are counted.
     pub const MAX_SHOWN: usize = 20;
+}
+
+/// What helps where the place is full.
+fn remedy(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => "; make room there, or name a file elsewhere",
+        FileTooLarge => "; raise the limit (`ulimit -f`), or name a file elsewhere",
+        _ => "",
+    }
 }
 
 fn known_metrics() -> String {

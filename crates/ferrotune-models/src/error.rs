@@ -1,6 +1,6 @@
 //! The error type of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What went wrong, where, and how to mend it.
 #[non_exhaustive]
@@ -123,6 +123,12 @@ pub enum Error {
         path: PathBuf,
         /// Why it cannot be taken as it is.
         reason: String,
+    },
+    /// The caller stopped an import; nothing of it is left.
+    #[error("the import into {} was stopped; nothing of it is left", path.display())]
+    ImportStopped {
+        /// The output directory.
+        path: PathBuf,
     },
     /// A safetensors file could not be written.
     #[error("cannot write {}: {source}", path.display())]
@@ -275,6 +281,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Self::InFile { path: path.into(), source: Box::new(self) }
+    }
+
+    /// Adds to the error of a full disk how much room `bytes` bytes at `path` would need.
+    pub(crate) fn with_room(self, place: &Path, bytes: u64) -> Self {
+        let explain = |source| ferrotune_precision::explain_write_error(place, Some(bytes), source);
+        match self {
+            Self::Io { action, path, source } => Self::Io { action, path, source: explain(source) },
+            Self::SafetensorsWrite { path, source: safetensors::SafeTensorError::IoError(source) } => {
+                Self::Io { action: "write", path, source: explain(source) }
+            }
+            error => error,
+        }
     }
 
     /// A closure for `map_err` on operations of the file system.

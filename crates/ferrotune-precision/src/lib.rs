@@ -2,12 +2,17 @@
 
 mod cpu_features;
 mod device;
+mod disk;
 mod dtype;
 mod error;
 mod memory;
 
 pub use cpu_features::CpuFeatures;
 pub use device::parse_device;
+pub use disk::{explain_write_error, file_size_limit, free_disk_bytes, readable_bytes};
 pub use dtype::{ComputeDtype, DtypePolicy};
 pub use error::{Error, Result};
-pub use memory::{available_memory_mib, peak_rss_mib, total_memory_mib};
+pub use memory::{
+    AvailableMemory, MemoryBound, available_memory, available_memory_mib, peak_rss_mib, resident_bytes,
+    total_memory_mib,
+};

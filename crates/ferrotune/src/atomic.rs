@@ -1,10 +1,12 @@
 //! Files that are there whole or not at all.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use ferrotune_precision::explain_write_error;
 
 use crate::{Error, Result};
 
@@ -23,18 +25,21 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// [`Error::Write`] with the path and what the operating system says; the old file, if any, is then untouched
-/// and no temporary file stays behind.
+/// [`Error::Write`] with the path and what the operating system says, and for a full disk how much room is missing; the old file,
+/// if any, is then untouched and no temporary file stays behind.
 pub fn write_atomically(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
-    let path = path.as_ref();
-    write(path, bytes.as_ref()).map_err(|source| Error::Write { path: path.to_owned(), source })
+    let (path, bytes) = (path.as_ref(), bytes.as_ref());
+    write(path, bytes).map_err(|source| {
+        let source = explain_write_error(path, Some(bytes.len() as u64), source);
+        Error::Write { path: path.to_owned(), source }
+    })
 }
 
 /// Sees that [`write_atomically`] can write to `path`, before the work whose result goes there. Nothing is left behind, and missing
 /// folders are not made.
 ///
 /// # Errors
-/// [`Error::Write`] if `path` is a folder, leads through a file, or lies where nothing can be written.
+/// [`Error::Write`] if `path` is a folder or a link that leads nowhere, leads through a file, or lies where nothing can be written.
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     let refused = |source| Error::Write { path: path.to_owned(), source };
@@ -45,6 +50,7 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     if is_special(path) {
         return Ok(());
     }
+    let path = target(path).map_err(refused)?;
     let folder = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("."));
     let (file, temporary) = create_sibling(folder, "probe").map_err(refused)?;
     drop(file);
@@ -56,8 +62,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_special(path) {
         return OpenOptions::new().write(true).open(path)?.write_all(bytes);
     }
-    let linked = if path.is_symlink() { fs::canonicalize(path).ok() } else { None };
-    let path = linked.as_deref().unwrap_or(path);
+    let path = &target(path)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -78,6 +83,17 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Where a link leads, or the path itself.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    if !path.is_symlink() {
+        return Ok(path.to_owned());
+    }
+    fs::canonicalize(path).map_err(|error| {
+        let what = "it is a link that leads nowhere; remove it, or name the file that it should lead to";
+        io::Error::new(error.kind(), what)
+    })
+}
+
 fn file_name(path: &Path) -> io::Result<&OsStr> {
     let nameless = || io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name");
     path.file_name().ok_or_else(nameless)
@@ -88,18 +104,41 @@ fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
-/// Creates a new file beside the target; a name that is taken is never reused.
+/// Creates a new file beside the target; a name that is taken is never reused. It is locked, so that others can tell it from what a
+/// killed program left; that is removed.
 fn create_sibling(folder: &Path, name: &str) -> io::Result<(File, PathBuf)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     // A file name may have 255 bytes; the temporary one must not be the longer for it.
     let stem: String = name.chars().take(40).collect();
+    remove_abandoned(folder, &format!(".{stem}."));
     loop {
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = folder.join(format!(".{stem}.{}-{count}.tmp", std::process::id()));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
+            // Before it was locked another program may have taken it for abandoned.
+            Ok(file) if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !path.exists() => {}
             Ok(file) => return Ok((file, path)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes the temporary files of that beginning that no program holds a lock on.
+fn remove_abandoned(folder: &Path, beginning: &str) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // `.NAME.PID-COUNT.tmp`
+        let number = name.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(".tmp"));
+        let is_temporary = number.is_some_and(|number| {
+            number.contains('-') && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+        });
+        if is_temporary
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -125,6 +164,20 @@ mod tests {
         write_atomically(&path, "new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(names(dir.path()), ["report.html"]);
+    }
+
+    #[test]
+    fn what_a_killed_program_left_goes_and_what_is_being_written_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".f.1-0.tmp", ".g.1-0.tmp", ".f.notes.tmp"] {
+            fs::write(dir.path().join(name), "half").unwrap();
+        }
+        let (_file, path) = create_sibling(dir.path(), "f").unwrap();
+        write_atomically(dir.path().join("f"), "whole").unwrap();
+        let in_use = path.file_name().unwrap().to_str().unwrap();
+        let mut expected = vec![".f.notes.tmp", ".g.1-0.tmp", "f", in_use];
+        expected.sort_unstable();
+        assert_eq!(names(dir.path()), expected);
     }
 
     #[test]
@@ -174,6 +227,12 @@ mod tests {
         assert!(path("link").is_symlink());
         assert_eq!(fs::read_to_string(path("real")).unwrap(), "new");
 
+        symlink("nowhere", path("dangling")).unwrap();
+        for error in [write_atomically(path("dangling"), "x"), check_writable(path("dangling"))] {
+            assert!(error.unwrap_err().to_string().contains("leads nowhere"));
+        }
+        fs::remove_file(path("dangling")).unwrap();
+
         // Writing to a socket by its path fails: what matters is that it is still one.
         let _listener = UnixListener::bind(path("socket")).unwrap();
         assert!(write_atomically(path("socket"), "x").is_err());
@@ -181,6 +240,15 @@ mod tests {
         assert_eq!(names(dir.path()), ["link", "real", "socket"]);
         check_writable("/dev/null").unwrap();
         write_atomically("/dev/null", "x").unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_named_with_the_room_that_is_missing() {
+        // The one device that is always full.
+        let error = write_atomically("/dev/full", "12345678").unwrap_err();
+        assert!(matches!(&error, Error::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+        assert!(error.is_bad_input() && error.to_string().contains("8 bytes are to be written"), "{error}");
     }
 
     #[test]

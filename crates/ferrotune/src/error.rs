@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use ferrotune_precision::readable_bytes;
+
 use crate::recipe::Problem;
 
 /// What can go wrong while reading a recipe or writing the results of a run.
@@ -81,6 +83,29 @@ pub enum Error {
         path: PathBuf,
         /// What a run puts there: a file or a folder.
         expected: &'static str,
+    },
+
+    /// The disk of the output directory has less room than the results need.
+    #[error(
+        "{} has room for {}, and the results of this run need at least {}: make room there, or choose another `output_dir`",
+        path.display(), readable_bytes(*free_bytes), readable_bytes(*needed_bytes)
+    )]
+    NoRoom {
+        /// The directory.
+        path: PathBuf,
+        /// The least that the results need.
+        needed_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+    },
+
+    /// A run failed after its training; the adapter is kept.
+    #[error("{source}\nthe training is not lost: its adapter is in {}", adapter.display())]
+    AfterTraining {
+        /// The directory of the adapter.
+        adapter: PathBuf,
+        /// What went wrong.
+        source: Box<Error>,
     },
 
     /// The tokenizer has tokens that the model has no embedding for.
@@ -165,7 +190,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the user's input (recipe, data, model files) is at fault and not the program or the machine.
+    /// Whether the user can mend it: recipe, data or model files, or the room and the rights where something is to be written.
     /// The command line tools then exit with 2 in place of 1.
     #[must_use]
     pub fn is_bad_input(&self) -> bool {
@@ -175,6 +200,8 @@ impl Error {
             | Self::Read { .. }
             | Self::OutputExists { .. }
             | Self::OutputInTheWay { .. }
+            | Self::Write { .. }
+            | Self::NoRoom { .. }
             | Self::VocabularyTooLarge { .. }
             | Self::PromptTooLong { .. }
             | Self::BeyondContext { .. }
@@ -182,12 +209,9 @@ impl Error {
             | Self::Metrics(_)
             | Self::Precision(_) => true,
             Self::Several { errors } => errors.iter().all(Self::is_bad_input),
-            Self::Lora(error) => !is_machine_fault(error),
-            Self::Models(error) => {
-                use ferrotune_models::Error as Models;
-                !matches!(error, Models::SafetensorsWrite { .. } | Models::JsonWrite { .. })
-                    && !is_machine_fault(error)
-            }
+            Self::Lora(error) => !is_libtorch_fault(error),
+            Self::Models(error) => !is_libtorch_fault(error),
+            Self::AfterTraining { source, .. } => source.is_bad_input(),
             Self::Trainer(ferrotune_trainer::Error::Model { source, .. }) => {
                 source.downcast_ref::<Self>().is_some_and(Self::is_bad_input)
             }
@@ -200,7 +224,6 @@ impl Error {
                         | Trainer::EmptyDataset { .. }
                 )
             }
-            Self::Write { source, .. } => !is_disk_fault(source),
             Self::RecipeToToml { .. } | Self::ToJson { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
@@ -221,17 +244,9 @@ fn beyond_context(examples: &[(String, usize)], total: usize, context: usize) ->
     text
 }
 
-/// Whether libtorch, a full disk or the like lies at the bottom of an error.
-fn is_machine_fault(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|cause| {
-        cause.is::<tch::TchError>() || cause.downcast_ref::<std::io::Error>().is_some_and(is_disk_fault)
-    })
-}
-
-/// Whether the machine is at fault, and not the path that the user gave.
-fn is_disk_fault(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull, WriteZero};
-    matches!(error.kind(), StorageFull | QuotaExceeded | OutOfMemory | WriteZero)
+/// Whether libtorch lies at the bottom of an error.
+fn is_libtorch_fault(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<tch::TchError>())
 }
 
 fn list(path: &std::path::Path, problems: &[Problem]) -> String {

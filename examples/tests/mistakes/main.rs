@@ -1,6 +1,10 @@
 //! Each mistake gets exit code 2 and a message with the place and the remedy, and leaves nothing behind.
 
-#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "the allowance for tests does not reach their helpers"
+)]
 
 mod adapter;
 #[path = "../common/mod.rs"]

@@ -1,10 +1,10 @@
 //! What is wrong with the folders and files around a run.
 
 use crate::{
-    common::{Job, snapshot},
+    common::{self, Job, Run, program, snapshot},
     refused,
 };
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
 #[test]
 fn output_directories_that_cannot_be_are_told_first() {
@@ -41,4 +41,239 @@ fn a_result_never_replaces_its_input() {
     }
     fs::remove_file(job.path("link.jsonl")).unwrap();
     assert!(before == snapshot(job.folder()));
+}
+
+/// Runs a shell script in the job's folder, in a name space of its own where `disk` is a file system of `kib` KiB; `None`, and a word about
+/// it, where this system does not let us mount one.
+#[cfg(target_os = "linux")]
+fn on_small_disk(job: &Job, kib: u32, script: &str) -> Option<Run> {
+    let mount = format!("mount -t tmpfs -o size={kib}k tmpfs disk");
+    fs::create_dir_all(job.path("disk")).unwrap();
+    let try_as = |options: &str, script: &str| {
+        let mut command = Command::new("unshare");
+        command.args([options, "sh", "-c", &format!("{mount} && {script}")]).current_dir(job.folder());
+        command.env("XDG_CACHE_HOME", job.path("cache")).env("GOMP_SPINCOUNT", "0");
+        command
+    };
+    let works = |options: &&str| try_as(options, "true").output().is_ok_and(|run| run.status.success());
+    // The first as root, the second where everybody may have a name space.
+    let Some(options) = ["-m", "-rm"].into_iter().find(works) else {
+        eprintln!("skipped: this system allows no mount");
+        return None;
+    };
+    let output = try_as(options, script).output().unwrap();
+    Some(Run {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    })
+}
+
+/// Every file of `disk` as the job's folder then has it in `found`; the exit code is that of what ran before.
+#[cfg(target_os = "linux")]
+const COPY_OUT: &str = "code=$?; rm -rf found; cp -r disk found; exit $code";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_what_was_there_and_loses_no_training() {
+    let job = Job::new();
+    job.finetune(&[]).succeeded();
+    let old = snapshot(&job.path("out"));
+    fs::create_dir(job.path("tmp")).unwrap();
+    let finetune = format!(
+        "cp -r out disk/out && {} recipe.toml --set output_dir=disk/out --set overwrite_output_dir=true; {COPY_OUT}",
+        program("finetune").display()
+    );
+    // The old run takes 48 KiB, the new one as much: from no room at all to all but enough.
+    for (kib, words) in [
+        (48, "the results of this run need at least"),
+        (56, "adapter_model.safetensors"),
+        (60, "recipe.toml"),
+        (68, "metrics.json"),
+        (92, "report.html"),
+    ] {
+        let before_training = words.contains("need at least");
+        let Some(run) = on_small_disk(&job, kib, &format!("export TMPDIR=$PWD/tmp; {finetune}")) else {
+            return;
+        };
+        run.refused(&["disk/out", words, "make room there"]);
+        assert_eq!(run.stderr.contains("training"), !before_training, "{run}");
+        let mut found = snapshot(&job.path("found/out"));
+        let kept = found.keys().any(|path| path.ends_with("unfinished/adapter/adapter_model.safetensors"));
+        found.retain(|path, _| !path.to_string_lossy().contains("unfinished"));
+        let relative = |files: &std::collections::BTreeMap<std::path::PathBuf, _>, root: &str| {
+            files.keys().map(|path| path.strip_prefix(job.path(root)).unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(relative(&found, "found/out"), relative(&old, "out"), "at {kib} KiB");
+        assert!(found.values().eq(old.values()), "the earlier results have changed at {kib} KiB");
+        // The adapter is beside the old one, or else in the temporary folder.
+        let rescued = fs::read_dir(job.path("tmp")).unwrap().map(|entry| entry.unwrap().path()).next();
+        if before_training {
+            assert!(!kept && rescued.is_none());
+            continue;
+        }
+        assert!(run.stderr.contains("the training is not lost"), "{run}");
+        let adapter = match &rescued {
+            Some(folder) => folder.clone(),
+            None => job.path("found/out/unfinished/adapter"),
+        };
+        assert!(kept != rescued.is_some());
+        let adapter = adapter.to_str().unwrap();
+        job.tool("generate", &["--adapter", adapter, "--prompt", "the cat", "--max-new-tokens", "2"])
+            .succeeded();
+        if let Some(folder) = rescued {
+            fs::remove_dir_all(folder).unwrap();
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_gets_no_half_of_a_tools_result() {
+    let job = Job::new();
+    let tools = [
+        ("generate", "--input test.jsonl --max-new-tokens 2"),
+        ("score", "--input test.jsonl"),
+        ("evaluate", "--input lines.jsonl"),
+        ("import", ""),
+    ];
+    job.write("lines.jsonl", "{\"reference\": \"a b\", \"prediction\": \"a\"}\n");
+    for (tool, arguments) in tools {
+        let model = match tool {
+            "generate" | "score" => format!("--model {} --threads 1", common::model().display()),
+            "import" => format!("--gguf {}", common::tiny_gguf().display()),
+            _ => String::new(),
+        };
+        let script = format!(
+            "head -c 64k /dev/zero > disk/filler; {} {model} {arguments} --output disk/result; {COPY_OUT}",
+            program(tool).display()
+        );
+        let Some(run) = on_small_disk(&job, 64, &script) else { return };
+        run.refused(&["disk/result", "make room there"]);
+        let left: Vec<_> = snapshot(&job.path("found")).into_keys().collect();
+        assert_eq!(left, [job.path("found/filler")], "{tool} left something");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_like_any_other() {
+    let job = Job::new();
+    job.write("lines.jsonl", "{\"reference\": \"a b\", \"prediction\": \"a\"}\n");
+    let model = common::model().to_str().unwrap();
+    let limited = |blocks: u32, name: &str, arguments: &[&str]| {
+        // A block has 512 bytes in POSIX, 1024 in some shells.
+        let script = format!("ulimit -f {blocks} && exec \"$0\" \"$@\"");
+        let program = program(name);
+        let arguments = [&["-c", &script, program.to_str().unwrap()], arguments].concat();
+        let mut command = Command::new("sh");
+        command.args(arguments).current_dir(job.folder()).env("XDG_CACHE_HOME", job.path("cache"));
+        let output = command.env("TMPDIR", job.folder()).env("GOMP_SPINCOUNT", "0").output().unwrap();
+        Run {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    };
+    let before = snapshot(job.folder());
+    let tool = ["--model", model, "--threads", "1", "--input", "test.jsonl", "--output", "o"];
+    for (name, arguments) in [
+        ("finetune", &["recipe.toml"][..]),
+        ("generate", &[&tool[..], &["--max-new-tokens", "2"]].concat()),
+        ("score", &tool),
+        ("evaluate", &["--input", "lines.jsonl", "--output", "o"]),
+        ("import", &["--gguf", common::tiny_gguf().to_str().unwrap(), "--output", "o"]),
+    ] {
+        limited(0, name, arguments).refused(&["ulimit -f"]);
+        assert!(before == snapshot(job.folder()), "{name} left something behind");
+    }
+    // Enough for the small files of an import, too little for its weights.
+    let gguf = common::tiny_gguf();
+    let run = limited(80, "import", &["--gguf", gguf.to_str().unwrap(), "--output", "o"]);
+    run.refused(&["o/model.safetensors", "ulimit -f"]);
+    assert!(before == snapshot(job.folder()), "import left something behind");
+    // Enough for the adapter, too little for the page.
+    let run = limited(16, "finetune", &["recipe.toml"]);
+    run.refused(&["report.html", "ulimit -f", "its adapter is in out/adapter"]);
+    let names: Vec<_> =
+        fs::read_dir(job.path("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "adapter and recipe.toml: {names:?}");
+}
+
+/// The program as a user who may not write where it is told to: as we are, or as nobody where we are root.
+#[cfg(unix)]
+fn without_rights(job: &Job, name: &str, arguments: &[&str]) -> Option<Run> {
+    let is_root = fs::write(job.path("forbidden/probe"), "").is_ok();
+    let mut command = if is_root {
+        let _ = fs::remove_file(job.path("forbidden/probe"));
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program(name));
+        command
+    } else {
+        Command::new(program(name))
+    };
+    command.args(arguments).current_dir(job.folder()).env("GOMP_SPINCOUNT", "0");
+    let output = command.output().ok()?;
+    let run = Run {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    };
+    // 126 and 127: nobody may not even start the program where it lies.
+    if is_root && (run.code.is_none_or(|code| code > 2) || run.stderr.starts_with("setpriv")) {
+        eprintln!("skipped: {run}");
+        return None;
+    }
+    Some(run)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_place_without_the_right_to_write_is_told_first() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let job = Job::new();
+    job.own_model();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(job.folder(), 0o755);
+    fs::create_dir(job.path("forbidden")).unwrap();
+    mode(&job.path("forbidden"), 0o555);
+    for setting in ["output_dir=forbidden", "output_dir=forbidden/deep/run"] {
+        let Some(run) = without_rights(&job, "finetune", &["recipe.toml", "--set", setting]) else { return };
+        run.refused(&[setting.trim_start_matches("output_dir="), "Permission denied"]);
+        assert!(!run.stderr.contains("reading data"), "before the work begins: {run}");
+    }
+    for tool in ["generate", "score"] {
+        let arguments = ["--model", "model", "--input", "test.jsonl", "--output", "forbidden/o.jsonl"];
+        let Some(run) = without_rights(&job, tool, &arguments) else { return };
+        run.refused(&["forbidden/o.jsonl", "Permission denied"]);
+    }
+    assert_eq!(fs::read_dir(job.path("forbidden")).unwrap().count(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_disk_is_told_first() {
+    let job = Job::new();
+    for (name, arguments, place) in [
+        ("finetune", "recipe.toml --set output_dir=disk/run", "disk/run"),
+        ("finetune", "recipe.toml --set output_dir=disk", "disk"),
+        ("score", "--input test.jsonl --model x --output disk/o.jsonl", "disk/o.jsonl"),
+    ] {
+        let script = format!("mount -o remount,ro disk && {} {arguments}", program(name).display());
+        let Some(run) = on_small_disk(&job, 64, &script) else { return };
+        run.refused(&[place, "Read-only file system"]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_no_place() {
+    let job = Job::new();
+    std::os::unix::fs::symlink("nowhere", job.path("link")).unwrap();
+    refused(&job, &["output_dir=link"], &["link", "leads nowhere"]);
+    job.tool("score", &["--input", "test.jsonl", "--output", "link"]).refused(&["link", "leads nowhere"]);
+    // One that leads to a folder is one.
+    fs::create_dir(job.path("nowhere")).unwrap();
+    job.finetune(&["output_dir=link", "evaluation.before=false", "evaluation.after=false"]).succeeded();
+    assert!(job.path("link").is_symlink() && job.path("nowhere/adapter").is_dir());
 }

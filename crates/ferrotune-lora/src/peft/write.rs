@@ -56,17 +56,24 @@ pub fn save_adapter<S: AsRef<str>>(
         }
     }
 
-    replace_directory(dir.as_ref(), &[CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE, "README.md"], |directory| {
-        let path = directory.join(CONFIG_FILE);
-        fs::write(&path, text).map_err(Error::io("write", &path))?;
-        let path = directory.join(WEIGHTS_FILE);
+    let (dir, bytes) = (dir.as_ref(), views.iter().map(|(_, view)| view.bytes.len()).sum());
+    let names = &[CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE, "README.md"];
+    replace_directory(dir, names, |directory| {
+        // Errors name the files where the caller wants them.
+        fs::write(directory.join(CONFIG_FILE), text).map_err(Error::io("write", dir.join(CONFIG_FILE)))?;
         // transformers looks for the format.
         let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(views, Some(format), &path).map_err(|error| match error {
-            SafeTensorError::IoError(error) => Error::io("write", &path)(error),
-            error => Error::Safetensors { reason: error.to_string() }.in_file(&path),
-        })
+        let written = safetensors::serialize_to_file(views, Some(format), &directory.join(WEIGHTS_FILE));
+        written.map_err(|error| match error {
+            SafeTensorError::IoError(error) => Error::io("write", dir.join(WEIGHTS_FILE))(error),
+            error => Error::Safetensors { reason: error.to_string() }.in_file(dir.join(WEIGHTS_FILE)),
+        })?;
+        // The library makes its file for the owner alone.
+        fs::metadata(directory.join(CONFIG_FILE))
+            .and_then(|config| fs::set_permissions(directory.join(WEIGHTS_FILE), config.permissions()))
+            .map_err(Error::io("set the permissions of", dir.join(WEIGHTS_FILE)))
     })
+    .map_err(|error| error.with_room(dir, bytes))
 }
 
 fn check<S: AsRef<str>>(config: &LoraConfig, tensors: &[(S, Tensor, Tensor)]) -> Result<()> {

@@ -44,6 +44,6 @@ pub fn hf_dir_for(path: &Path, cache_dir: &Path) -> Result<PathBuf> {
             fs::remove_dir_all(&target).map_err(Error::io("remove", &target))?;
         }
     }
-    import_open_file(&file, sha256, &target, &|_| {})?;
+    import_open_file(&file, sha256, &target, &|_| true)?;
     Ok(target)
 }

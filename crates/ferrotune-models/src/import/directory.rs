@@ -1,7 +1,7 @@
 //! A directory that appears whole or not at all.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -52,8 +52,8 @@ pub(super) enum Finished {
 /// Looks at the place where an import of the file with this hash should go.
 pub(super) fn inspect(directory: &Path, source_sha256: &str) -> Result<Finished> {
     match fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Finished::Absent),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Finished::Absent),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             return Ok(Finished::Other("is not a directory".to_owned()));
         }
         Err(error) => return Err(Error::io("list", directory)(error)),
@@ -91,6 +91,8 @@ pub(super) struct Staging {
     temporary: PathBuf,
     target: PathBuf,
     files: Vec<RecordedFile>,
+    /// The directory, locked where the file system can: the lock goes with this process, however that ends.
+    _lock: Option<File>,
 }
 
 impl Staging {
@@ -99,10 +101,25 @@ impl Staging {
         let parent = parent(target);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = parent.join(format!(".{name}.importing-{}-{unique}", std::process::id()));
-        fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
-        Ok(Self { temporary, target: target.to_owned(), files: Vec::new() })
+        let prefix = format!(".{name}.importing-");
+        remove_abandoned(parent, &prefix);
+        loop {
+            let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let temporary = parent.join(format!("{prefix}{}-{unique}", std::process::id()));
+            match fs::create_dir(&temporary) {
+                Ok(()) => {}
+                // Left by a process of the same number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(Error::io("create", temporary)(error)),
+            }
+            // Before it is locked another import may take it for abandoned; then the next name is tried.
+            let lock = File::open(&temporary).ok();
+            let taken =
+                lock.as_ref().is_some_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+            if !taken && temporary.exists() {
+                return Ok(Self { temporary, target: target.to_owned(), files: Vec::new(), _lock: lock });
+            }
+        }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -117,9 +134,9 @@ impl Staging {
     }
 
     pub(super) fn bytes(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.path(name);
-        let mut file = File::create_new(&path).map_err(Error::io("create", &path))?;
-        file.write_all(content).map_err(Error::io("write", &path))?;
+        let target = self.target.join(name);
+        let mut file = File::create_new(self.path(name)).map_err(Error::io("create", &target))?;
+        file.write_all(content).map_err(Error::io("write", &target))?;
         self.adopt(name)
     }
 
@@ -173,9 +190,26 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // After `finish` there is nothing under this name any more.
         if let Err(error) = fs::remove_dir_all(&self.temporary)
-            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(directory = %self.temporary.display(), %error, "cannot remove a temporary directory");
+        }
+    }
+}
+
+/// Removes what imports to the same place left that were killed: directories of that prefix that nobody holds a lock on.
+fn remove_abandoned(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(prefix) {
+            continue;
+        }
+        let path = entry.path();
+        // Where directories cannot be locked, nobody knows whether it is in use: it stays.
+        if let Ok(directory) = File::open(&path)
+            && directory.try_lock().is_ok()
+        {
+            tracing::info!(directory = %path.display(), "removing what an interrupted import left");
+            let _ = fs::remove_dir_all(&path);
         }
     }
 }
@@ -193,4 +227,28 @@ fn sync_directory(directory: &Path) -> Result<()> {
         File::open(directory).and_then(|file| file.sync_all()).map_err(Error::io("flush", directory))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_import_left_goes_and_what_another_one_uses_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("model");
+        let left = folder.path().join(".model.importing-1-0");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("model.safetensors"), "half").unwrap();
+        let used = Staging::new(&target).unwrap();
+        assert!(!left.exists());
+        let another = Staging::new(&target).unwrap();
+        assert!(used.temporary.exists() && another.temporary.exists());
+        // Another model's, or a file of somebody's.
+        fs::create_dir(folder.path().join(".other.importing-1-0")).unwrap();
+        drop((used, another));
+        let _third = Staging::new(&target).unwrap();
+        assert!(folder.path().join(".other.importing-1-0").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 }

@@ -25,6 +25,7 @@ pub use cache::hf_dir_for;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use directory::{Finished, Staging};
+use ferrotune_precision::free_disk_bytes;
 
 /// What an import did.
 #[derive(Clone, Debug)]
@@ -67,7 +68,8 @@ pub struct ImportProgress<'a> {
 ///
 /// # Errors
 /// [`Error::GgufMalformed`] and its kin for a bad file, [`Error::GgufUnsupported`] for a model, tokenizer or metadata key that has
-/// no counterpart, [`Error::ImportTargetExists`] if `output_dir` is there and is not a finished import of this very file.
+/// no counterpart, [`Error::ImportTargetExists`] if `output_dir` is there and is not a finished import of this very file,
+/// [`Error::Io`] where it cannot be written: for want of room before anything is.
 ///
 /// # Examples
 /// ```no_run
@@ -78,17 +80,17 @@ pub struct ImportProgress<'a> {
 /// # Ok::<(), ferrotune_models::Error>(())
 /// ```
 pub fn import_gguf(gguf_path: &Path, output_dir: &Path) -> Result<ImportSummary> {
-    import_gguf_with_progress(gguf_path, output_dir, &|_| {})
+    import_gguf_with_progress(gguf_path, output_dir, &|_| true)
 }
 
-/// [`import_gguf`] that reports every tensor before it is decoded.
+/// [`import_gguf`] that reports every tensor before it is decoded; `progress` may stop everything by returning `false`.
 ///
 /// # Errors
-/// As [`import_gguf`].
+/// As [`import_gguf`], and [`Error::ImportStopped`].
 pub fn import_gguf_with_progress(
     gguf_path: &Path,
     output_dir: &Path,
-    progress: &dyn Fn(ImportProgress<'_>),
+    progress: &dyn Fn(ImportProgress<'_>) -> bool,
 ) -> Result<ImportSummary> {
     let file = GgufFile::open(gguf_path)?;
     let sha256 = directory::sha256(file.bytes());
@@ -99,7 +101,7 @@ fn import_open_file(
     file: &GgufFile,
     source_sha256: String,
     output_dir: &Path,
-    progress: &dyn Fn(ImportProgress<'_>),
+    progress: &dyn Fn(ImportProgress<'_>) -> bool,
 ) -> Result<ImportSummary> {
     // Everything that can be refused is looked at before the first byte is written.
     let config = config::ModelConfig::from_gguf(file)?;
@@ -127,17 +129,27 @@ fn import_open_file(
             return Err(Error::ImportTargetExists { path: output_dir.to_owned(), reason });
         }
     }
-    let mut staging = Staging::new(output_dir)?;
-    staging.json("config.json", &config.to_json(&plan, &tokenizer.special))?;
-    staging.json("generation_config.json", &tokenizer.special.generation_config())?;
-    staging.json("tokenizer.json", &tokenizer.tokenizer_json)?;
-    staging.json("tokenizer_config.json", &tokenizer.tokenizer_config)?;
-    if let Some(template) = &tokenizer.chat_template {
-        staging.bytes("chat_template.jinja", template.as_bytes())?;
-    }
-    plan.write(file, &staging.path("model.safetensors"), progress)?;
-    staging.adopt("model.safetensors")?;
-    summary.imported = staging.finish(file.path(), &summary)?;
+    let bytes = plan.parameters() * size_of::<f32>() as u64;
+    let make = || -> Result<bool> {
+        if free_disk_bytes(output_dir).is_some_and(|free| free < bytes) {
+            return Err(Error::io("make", output_dir)(std::io::ErrorKind::StorageFull.into()));
+        }
+        let mut staging = Staging::new(output_dir)?;
+        staging.json("config.json", &config.to_json(&plan, &tokenizer.special))?;
+        staging.json("generation_config.json", &tokenizer.special.generation_config())?;
+        staging.json("tokenizer.json", &tokenizer.tokenizer_json)?;
+        staging.json("tokenizer_config.json", &tokenizer.tokenizer_config)?;
+        if let Some(template) = &tokenizer.chat_template {
+            staging.bytes("chat_template.jinja", template.as_bytes())?;
+        }
+        let weights = staging.path("model.safetensors");
+        if !plan.write(file, &weights, &output_dir.join("model.safetensors"), progress)? {
+            return Err(Error::ImportStopped { path: output_dir.to_owned() });
+        }
+        staging.adopt("model.safetensors")?;
+        staging.finish(file.path(), &summary)
+    };
+    summary.imported = make().map_err(|error| error.with_room(output_dir, bytes))?;
     tracing::info!(directory = %output_dir.display(), tensors = summary.tensors, "imported a GGUF file");
     Ok(summary)
 }

@@ -98,19 +98,23 @@ impl WeightPlan {
         self.tensors.iter().map(|tensor| tensor.source.elements() as u64).sum()
     }
 
-    /// Writes the checkpoint, decoding one tensor at a time.
+    /// Writes the checkpoint to `path`, which will become `target`, decoding one tensor at a time. Whether it came to its end: if not,
+    /// what is there is worth nothing.
     pub(super) fn write(
         &self,
         file: &GgufFile,
         path: &Path,
-        progress: &dyn Fn(ImportProgress<'_>),
-    ) -> Result<()> {
-        let writer = Writer { file, progress, done_bytes: Cell::new(0), total_bytes: self.parameters() * 4 };
+        target: &Path,
+        progress: &dyn Fn(ImportProgress<'_>) -> bool,
+    ) -> Result<bool> {
+        let total_bytes = self.parameters() * size_of::<f32>() as u64;
+        let writer = Writer { file, progress, going: Cell::new(true), done_bytes: Cell::new(0), total_bytes };
         let views =
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), Decoded { tensor, writer: &writer }));
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         safetensors::serialize_to_file(views, Some(metadata), path)
-            .map_err(|source| Error::SafetensorsWrite { path: path.to_owned(), source })
+            .map_err(|source| Error::SafetensorsWrite { path: target.to_owned(), source })?;
+        Ok(writer.going.get())
     }
 }
 
@@ -200,7 +204,8 @@ impl<'a> Planner<'a> {
 
 struct Writer<'a> {
     file: &'a GgufFile,
-    progress: &'a dyn Fn(ImportProgress<'_>),
+    progress: &'a dyn Fn(ImportProgress<'_>) -> bool,
+    going: Cell<bool>,
     done_bytes: Cell<u64>,
     total_bytes: u64,
 }
@@ -221,12 +226,17 @@ impl View for Decoded<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let Writer { file, progress, done_bytes, total_bytes } = self.writer;
-        progress(ImportProgress {
+        let Writer { file, progress, going, done_bytes, total_bytes } = self.writer;
+        let now = ImportProgress {
             tensor: &self.tensor.name,
             done_bytes: done_bytes.get(),
             total_bytes: *total_bytes,
-        });
+        };
+        if !going.get() || !progress(now) {
+            // The library that writes cannot be stopped from here: it gets nothing more to write.
+            going.set(false);
+            return Cow::Borrowed(&[]);
+        }
         let bytes = self.tensor.decode(file.raw(&self.tensor.source));
         done_bytes.set(done_bytes.get() + bytes.len() as u64);
         Cow::Owned(bytes)

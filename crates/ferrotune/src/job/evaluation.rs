@@ -27,6 +27,12 @@ pub(super) struct Pass {
 }
 
 impl TestSet {
+    /// Bytes of the prompts and references, which the predictions hold again.
+    pub fn text_bytes(&self) -> u64 {
+        let bytes = |example: &Example| example.prompt.text().len() + example.completion.text().len();
+        self.examples.iter().map(bytes).sum::<usize>() as u64
+    }
+
     /// Answers every prompt and scores the answers; `None` if the observer cancels.
     pub fn run(&self, assistant: &Assistant, observer: &mut dyn Observer) -> Result<Option<Pass>> {
         let start = Instant::now();

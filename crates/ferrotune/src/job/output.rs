@@ -6,16 +6,21 @@ use crate::{
     atomic::write_atomically,
     report::{Output, Report, render},
 };
+use ferrotune_lora::Adapter;
+use ferrotune_precision::{explain_write_error, file_size_limit, free_disk_bytes};
 use serde::Serialize;
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 /// What a run leaves behind, and by which a finished one is recognised.
 const FILES: [&str; 5] = ["adapter", "recipe.toml", "metrics.json", "predictions.jsonl", "report.html"];
+/// Where they lie until the run is at its end.
+const UNFINISHED: &str = "unfinished";
 
-/// The directory of a run. What was made for it goes with it, as long as nothing was written there.
+/// The directory of a run. Results gather in a folder inside it and take their places together at the end, so that an earlier run stays
+/// whole until this one is. What was made for it goes with it, as long as nothing was written there.
 #[derive(Debug)]
 pub(super) struct OutputDirectory {
     path: PathBuf,
@@ -26,18 +31,27 @@ pub(super) struct OutputDirectory {
 impl OutputDirectory {
     /// Makes the directory and sees that it can be written to; one that holds a run is refused unless `overwrite`.
     pub fn prepare(path: &Path, overwrite: bool) -> Result<Self> {
-        if let (false, Some(found)) = (overwrite, FILES.iter().find(|name| path.join(name).exists())) {
+        let mut names = FILES.iter().chain([&UNFINISHED]);
+        if let (false, Some(found)) = (overwrite, names.find(|name| path.join(name).exists())) {
             return Err(Error::OutputExists { path: path.to_owned(), found: (*found).to_owned() });
         }
-        for (index, name) in FILES.iter().enumerate() {
+        for name in FILES.iter().chain([&UNFINISHED]) {
             let path = path.join(name);
-            let is_folder = index == 0;
+            let is_folder = [FILES[0], UNFINISHED].contains(name);
             if path.exists() && path.is_dir() != is_folder {
                 let expected = if is_folder { "a folder" } else { "a file" };
                 return Err(Error::OutputInTheWay { path, expected });
             }
         }
-        let refused = |source| Error::Write { path: path.to_owned(), source };
+        let refused = |source| {
+            let source = explain_write_error(path, None, source);
+            Error::Write { path: path.to_owned(), source }
+        };
+        if path.is_symlink() && !path.exists() {
+            let what =
+                "it is a link that leads nowhere; remove it, or make the folder that it should lead to";
+            return Err(refused(io::Error::new(io::ErrorKind::NotFound, what)));
+        }
         let absent = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
         let made = path.ancestors().take_while(absent).map(Path::to_owned).collect();
         let directory = Self { path: path.to_owned(), made };
@@ -48,32 +62,70 @@ impl OutputDirectory {
         Ok(directory)
     }
 
-    /// Removes the results of the run that is being overwritten, so that old and new never stand side by side.
-    pub fn clear(&self) -> Result<()> {
-        for name in &FILES[1..] {
-            let path = self.path.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::Write { path, source });
-                }
-                _ => {}
-            }
+    /// Sees that there is room for results of that size, the largest file of which has `largest` bytes.
+    pub fn check_room(&self, needed_bytes: u64, largest: u64) -> Result<()> {
+        let path = self.path.clone();
+        if let Some(free_bytes) = free_disk_bytes(&path).filter(|&free| free < needed_bytes) {
+            return Err(Error::NoRoom { path, needed_bytes, free_bytes });
         }
-        let path = self.path.join(FILES[0]);
-        match fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::Write { path, source })
-            }
-            _ => Ok(()),
+        if file_size_limit().is_some_and(|limit| limit < largest) {
+            let source = explain_write_error(&path, Some(largest), io::ErrorKind::FileTooLarge.into());
+            return Err(Error::Write { path, source });
         }
+        Ok(())
     }
 
-    pub fn adapter(&self) -> PathBuf {
-        self.path.join("adapter")
+    /// Saves what a training made. Where that fails, the system's temporary folder is tried before the training is given up.
+    pub fn save_trained(&self, adapter: &Adapter, recipe: &str) -> Result<()> {
+        let unfinished = self.path.join(UNFINISHED);
+        let saved = remove_folder(&unfinished)
+            .and_then(|()| Ok(adapter.save(unfinished.join(FILES[0]))?))
+            .and_then(|()| self.write(FILES[1], recipe));
+        saved.map_err(|error| {
+            let _ = fs::remove_dir_all(&unfinished);
+            let elsewhere = std::env::temp_dir().join(format!("ferrotune-adapter-{}", std::process::id()));
+            match adapter.save(&elsewhere) {
+                Ok(()) => Error::AfterTraining { adapter: elsewhere, source: Box::new(error) },
+                Err(_) => error,
+            }
+        })
     }
 
-    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<()> {
-        write_atomically(self.path.join(name), contents)
+    /// Gives every result its place, and removes those of the run that is being overwritten: all of it, or nothing.
+    pub fn finish(&self) -> Result<()> {
+        let unfinished = self.path.join(UNFINISHED);
+        let replaced = unfinished.join("replaced");
+        fs::create_dir(&replaced).map_err(|source| Error::Write { path: replaced.clone(), source })?;
+        let old = FILES.iter().map(|name| (self.path.join(name), replaced.join(name)));
+        let new = FILES.iter().map(|name| (unfinished.join(name), self.path.join(name)));
+        if let Err(error) = move_all(old.chain(new).filter(|(from, _)| from.exists())) {
+            let _ = fs::remove_dir(&replaced);
+            return Err(error);
+        }
+        if let Ok(folder) = fs::File::open(&self.path) {
+            let _ = folder.sync_all();
+        }
+        remove_folder(&unfinished)
+    }
+
+    /// Ends a run that was trained and came no further: where its adapter is. It takes its place, unless an earlier run is there, which
+    /// stays whole.
+    pub fn keep(&self) -> PathBuf {
+        let unfinished = self.path.join(UNFINISHED);
+        for name in &FILES[2..] {
+            let _ = fs::remove_file(unfinished.join(name));
+        }
+        let place = self.path.join(FILES[0]);
+        let is_free = !FILES.iter().any(|name| self.path.join(name).exists());
+        if is_free && self.finish().is_ok() { place } else { unfinished.join(FILES[0]) }
+    }
+
+    fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<()> {
+        write_atomically(self.path.join(UNFINISHED).join(name), contents).map_err(|error| match error {
+            // The place by which the user knows it.
+            Error::Write { source, .. } => Error::Write { path: self.path.join(name), source },
+            error => error,
+        })
     }
 
     pub fn write_report(&self, report: &Report) -> Result<()> {
@@ -99,6 +151,30 @@ impl OutputDirectory {
             lines.push('\n');
         }
         self.write("predictions.jsonl", lines)
+    }
+}
+
+/// Renames one after the other; at the first that fails, those before it are undone.
+fn move_all(moves: impl Iterator<Item = (PathBuf, PathBuf)>) -> Result<()> {
+    let mut moved = Vec::new();
+    for (from, to) in moves {
+        if let Err(source) = fs::rename(&from, &to) {
+            for (from, to) in moved.into_iter().rev() {
+                let _ = fs::rename(to, from);
+            }
+            return Err(Error::Write { path: to, source });
+        }
+        moved.push((from, to));
+    }
+    Ok(())
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Write { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -132,20 +208,81 @@ pub(super) fn outputs(test: &TestSet, before: Option<&Pass>, after: Option<&Pass
 mod tests {
     use super::*;
 
+    /// A finished run with one file, beside a file of somebody else's.
+    fn earlier(path: &Path) -> OutputDirectory {
+        let directory = OutputDirectory::prepare(path, false).unwrap();
+        directory.write("metrics.json", "old").unwrap();
+        directory.write("report.html", "old").unwrap();
+        directory.finish().unwrap();
+        fs::write(path.join("notes.txt"), "mine").unwrap();
+        OutputDirectory::prepare(path, true).unwrap()
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let entries = fs::read_dir(path).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     #[test]
-    fn a_directory_with_a_run_is_refused_and_kept_unless_it_may_be_overwritten() {
+    fn a_directory_with_a_run_is_refused_and_replaced_only_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/run");
-        OutputDirectory::prepare(&path, false).unwrap().write("metrics.json", "{}").unwrap();
-        fs::create_dir(path.join("adapter")).unwrap();
-        fs::write(path.join("notes.txt"), "mine").unwrap();
+        let directory = earlier(&path);
         let error = OutputDirectory::prepare(&path, false).unwrap_err();
         assert!(matches!(&error, Error::OutputExists { .. }) && error.is_bad_input(), "{error}");
-        assert!(path.join("metrics.json").exists());
-        OutputDirectory::prepare(&path, true).unwrap().clear().unwrap();
-        assert!(!path.join("metrics.json").exists() && !path.join("adapter").exists());
-        assert!(path.join("notes.txt").exists(), "files of others stay");
-        OutputDirectory::prepare(&path, false).unwrap();
+        directory.write("metrics.json", "new").unwrap();
+        assert_eq!(fs::read_to_string(path.join("metrics.json")).unwrap(), "old");
+        directory.finish().unwrap();
+        assert_eq!(fs::read_to_string(path.join("metrics.json")).unwrap(), "new");
+        assert_eq!(names(&path), ["metrics.json", "notes.txt"], "old results go, files of others stay");
+    }
+
+    #[test]
+    fn moves_are_undone_if_one_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("a"), "a").unwrap();
+        fs::write(path("b"), "b").unwrap();
+        let moves = [("a", "old"), ("b", "a"), ("a", "no/such/folder")];
+        let error = move_all(moves.iter().map(|(from, to)| (path(from), path(to)))).unwrap_err();
+        assert!(error.to_string().contains("no/such/folder"), "{error}");
+        assert_eq!(names(folder.path()), ["a", "b"]);
+        assert_eq!(fs::read_to_string(path("a")).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_training_is_kept_in_its_place_or_beside_the_run_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let fresh = OutputDirectory::prepare(&folder.path().join("fresh"), false).unwrap();
+        let train = |directory: &OutputDirectory| {
+            fs::create_dir_all(directory.path.join("unfinished/adapter")).unwrap();
+            directory.write("recipe.toml", "").unwrap();
+            directory.write("metrics.json", "half of the results").unwrap();
+            directory.keep()
+        };
+        assert_eq!(train(&fresh), folder.path().join("fresh/adapter"));
+        assert_eq!(names(&fresh.path), ["adapter", "recipe.toml"]);
+        let path = folder.path().join("again");
+        let again = earlier(&path);
+        assert_eq!(train(&again), path.join("unfinished/adapter"));
+        assert_eq!(names(&path), ["metrics.json", "notes.txt", "report.html", "unfinished"]);
+        assert_eq!(fs::read_to_string(path.join("metrics.json")).unwrap(), "old");
+        fs::remove_file(path.join("metrics.json")).unwrap();
+        fs::remove_file(path.join("report.html")).unwrap();
+        let error = OutputDirectory::prepare(&path, false).unwrap_err();
+        assert!(matches!(&error, Error::OutputExists { found, .. } if found == "unfinished"), "{error}");
+    }
+
+    #[test]
+    fn room_that_is_not_there_is_missed_before_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = OutputDirectory::prepare(folder.path(), false).unwrap();
+        directory.check_room(1, 1).unwrap();
+        let error = directory.check_room(u64::MAX, 1).unwrap_err();
+        assert!(matches!(&error, Error::NoRoom { .. }) && error.is_bad_input(), "{error}");
     }
 
     #[test]
@@ -158,7 +295,7 @@ mod tests {
         drop(OutputDirectory::prepare(&path, false).unwrap());
         assert!(folder.path().join("deep").exists(), "it was there before");
         OutputDirectory::prepare(&path, false).unwrap().write("metrics.json", "{}").unwrap();
-        assert!(path.join("metrics.json").exists());
+        assert!(path.join("unfinished/metrics.json").exists());
     }
 
     #[test]
@@ -168,9 +305,12 @@ mod tests {
         let error = OutputDirectory::prepare(folder.path(), true).unwrap_err();
         assert!(matches!(&error, Error::OutputInTheWay { expected: "a file", .. }), "{error}");
         fs::remove_dir(folder.path().join("report.html")).unwrap();
-        fs::write(folder.path().join("adapter"), "").unwrap();
-        let error = OutputDirectory::prepare(folder.path(), true).unwrap_err();
-        assert!(matches!(&error, Error::OutputInTheWay { expected: "a folder", .. }), "{error}");
+        for name in ["adapter", "unfinished"] {
+            fs::write(folder.path().join(name), "").unwrap();
+            let error = OutputDirectory::prepare(folder.path(), true).unwrap_err();
+            assert!(matches!(&error, Error::OutputInTheWay { expected: "a folder", .. }), "{error}");
+            fs::remove_file(folder.path().join(name)).unwrap();
+        }
     }
 
     #[test]
@@ -178,5 +318,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(OutputDirectory::prepare(&folder.path().join("file/run"), false).is_err());
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("nowhere", folder.path().join("link")).unwrap();
+            let error = OutputDirectory::prepare(&folder.path().join("link"), false).unwrap_err();
+            assert!(error.to_string().contains("leads nowhere"), "{error}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     output::{OutputDirectory, outputs},
 };
 use crate::{
-    Result,
+    Error, Result,
     progress::{Generating, Step, Validated},
     recipe::{Recipe, TargetModules},
     report::{
@@ -97,8 +97,15 @@ pub fn run(
     observer.stage("reading data");
     let files = DataFiles::read(recipe, observer)?;
 
+    let cancelled = || Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+    if observer.cancelled() {
+        return cancelled();
+    }
     observer.stage("loading model");
     let mut assistant = Assistant::load(&recipe.model.path, device, policy, &default_cache_dir())?;
+    if observer.cancelled() {
+        return cancelled();
+    }
     let Data { train: rows, validation: validation_rows, test, preflight, metrics: data_metrics, splits } =
         files.prepare(recipe, &assistant, observer)?;
     arguments.plan(rows.len())?;
@@ -110,6 +117,10 @@ pub fn run(
     let config = lora_config(recipe, &assistant.directory);
     let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
     let adapter = inject(&mut assistant.model, "default", 0, &config, key)?;
+
+    let adapter_bytes = (adapter.parameter_count() * size_of::<f32>()) as u64;
+    let texts = test.as_ref().map_or(0, TestSet::text_bytes);
+    directory.check_room(adapter_bytes + texts, adapter_bytes.max(texts))?;
 
     let evaluate = |assistant: &Assistant, label: &str, wanted: bool, observer: &mut dyn Observer| match &test
     {
@@ -123,7 +134,7 @@ pub fn run(
     let before = evaluate(&assistant, "answers before training", recipe.evaluation.before, observer)?;
     let evaluation_seconds = evaluation_start.elapsed().as_secs_f64();
     if observer.cancelled() {
-        return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+        return cancelled();
     }
 
     observer.stage("training");
@@ -143,44 +154,53 @@ pub fn run(
         (trainer.train()?, plan)
     };
     if outcome.cancelled {
-        return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+        return cancelled();
     }
     // The training is not lost whatever happens from here on.
-    directory.clear()?;
-    adapter.save(directory.adapter())?;
-    directory.write("recipe.toml", recipe.to_toml()?)?;
+    directory.save_trained(&adapter, &recipe.to_toml()?)?;
     assistant.adapter = Some(adapter);
-    let after = evaluate(&assistant, "answers after training", recipe.evaluation.after, observer)?;
-    if observer.cancelled() {
-        return Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
-    }
+    let finish = || -> Result<Option<Metrics>> {
+        let after = evaluate(&assistant, "answers after training", recipe.evaluation.after, observer)?;
+        if observer.cancelled() {
+            return Ok(None);
+        }
 
-    observer.stage("writing results");
-    let change = match (&test, &before, &after) {
-        (Some(test), Some(before), Some(after)) => Some(test.change(before, after)?),
-        _ => None,
+        observer.stage("writing results");
+        let change = match (&test, &before, &after) {
+            (Some(test), Some(before), Some(after)) => Some(test.change(before, after)?),
+            _ => None,
+        };
+        let metrics = Metrics {
+            before: before.as_ref().map(|pass| pass.scores.clone()),
+            after: after.as_ref().map(|pass| pass.scores.clone()),
+            change,
+            train: Some(train_metrics(&outcome, &plan, &train_set)),
+            validation: validation_metrics(&outcome),
+            generation: after.as_ref().or(before.as_ref()).map(|pass| pass.generation.clone()),
+            peak_rss_mib: peak_rss_mib(),
+            trainable_parameters: assistant.adapter.as_ref().map(|adapter| adapter.parameter_count() as u64),
+            total_parameters: Some(assistant.model.parameter_count() as u64),
+            time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
+            data: Some(data_metrics),
+            cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
+        };
+        let passes = [before.as_ref(), after.as_ref()];
+        let report = report(recipe, metrics, &preflight, splits, test.as_ref(), passes)?;
+        if test.is_some() {
+            directory.write_predictions(&report.outputs)?;
+        }
+        directory.write_report(&report)?;
+        directory.finish()?;
+        Ok(Some(report.metrics))
     };
-    let metrics = Metrics {
-        before: before.as_ref().map(|pass| pass.scores.clone()),
-        after: after.as_ref().map(|pass| pass.scores.clone()),
-        change,
-        train: Some(train_metrics(&outcome, &plan, &train_set)),
-        validation: validation_metrics(&outcome),
-        generation: after.as_ref().or(before.as_ref()).map(|pass| pass.generation.clone()),
-        peak_rss_mib: peak_rss_mib(),
-        trainable_parameters: assistant.adapter.as_ref().map(|adapter| adapter.parameter_count() as u64),
-        total_parameters: Some(assistant.model.parameter_count() as u64),
-        time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
-        data: Some(data_metrics),
-        cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
-    };
-    let report =
-        report(recipe, metrics, &preflight, splits, test.as_ref(), [before.as_ref(), after.as_ref()])?;
-    if test.is_some() {
-        directory.write_predictions(&report.outputs)?;
+    match finish() {
+        Ok(Some(metrics)) => Ok(RunOutcome { metrics, cancelled: false }),
+        Ok(None) => {
+            observer.note(&format!("the trained adapter is in {}", directory.keep().display()));
+            cancelled()
+        }
+        Err(error) => Err(Error::AfterTraining { adapter: directory.keep(), source: Box::new(error) }),
     }
-    directory.write_report(&report)?;
-    Ok(RunOutcome { metrics: report.metrics, cancelled: false })
 }
 
 /// Hands the trainer's events to the observer.

@@ -15,7 +15,12 @@ impl Lock {
     /// Waits for the lock `name` in `folder`, and says so when it has to wait.
     pub fn acquire(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(format!("{name}.lock"));
-        let context = || format!("cannot lock {}", path.display());
+        let context = || {
+            format!(
+                "cannot lock {}: set XDG_CACHE_HOME to a folder that you can write, and start again",
+                path.display()
+            )
+        };
         let file =
             File::options().create(true).truncate(false).write(true).open(&path).with_context(context)?;
         match file.try_lock() {
@@ -109,7 +114,7 @@ pub fn link(link: &Path, target: &Path) -> Result<()> {
 }
 
 /// Adds the remedy when the disk is full.
-pub fn storage_remedy(error: anyhow::Error, path: &Path) -> anyhow::Error {
+fn storage_remedy(error: anyhow::Error, path: &Path) -> anyhow::Error {
     let full = error.chain().any(|cause| {
         let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
         matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded))

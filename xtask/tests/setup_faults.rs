@@ -157,6 +157,9 @@ fn a_cache_that_cannot_be_made_or_is_named_by_a_relative_path() {
     File::create(&file).unwrap();
     machine.cache = file;
     refused(&machine.setup().output().unwrap(), &["cannot make the cache folder", "set XDG_CACHE_HOME"]);
+    fs::create_dir_all(machine.folder.path().join("locked/ferrotune/setup.lock")).unwrap();
+    machine.cache = machine.folder.path().join("locked");
+    refused(&machine.setup().output().unwrap(), &["cannot lock", "set XDG_CACHE_HOME"]);
     machine.cache = "relative".into();
     refused(
         &machine.setup().output().unwrap(),

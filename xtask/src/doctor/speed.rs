@@ -1,6 +1,7 @@
 //! The matrix products of this machine, measured by a program of the benches: nothing here depends on libtorch.
 
 use std::fmt;
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ pub fn measure() -> Result<Speed> {
     eprintln!("measuring matrix products (minutes where `tch` has not been built yet, seconds else)");
     let mut command =
         workspace::cargo(["run", "--quiet", "--package", "ferrotune-benches", "--bin", "matrix_products"]);
+    command.stderr(Stdio::inherit()); // what a compiler says is not for one line
     read(&process::output(&mut command).context("not measured")?)
 }
 

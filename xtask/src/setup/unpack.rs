@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use zip::ZipArchive;
 
-use crate::{files, progress};
+use crate::progress;
 
 /// What to take: a file, or everything under a folder (both names then end in `/`).
 pub struct Take {
@@ -61,9 +61,7 @@ pub fn unpack(wheel: &Path, takes: &[Take], folder: &Path) -> Result<()> {
     }
     let bar = progress::bytes(total, format!("unpacking {name}"));
     for (index, target) in chosen {
-        one(&mut archive, index, &folder.join(target), &bar)
-            .map_err(|error| files::storage_remedy(error, folder))
-            .with_context(context)?;
+        one(&mut archive, index, &folder.join(target), &bar).with_context(context)?;
     }
     bar.finish_and_clear();
     Ok(())

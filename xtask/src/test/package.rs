@@ -1,10 +1,9 @@
 //! What a registry would be given: the metadata of each library, the files in its package, and a dry run of publishing.
 
-use std::env;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{PROFILE, cargo, metadata, none_wrong};
@@ -119,41 +118,40 @@ fn source_files(folder: &Path, below: &Path, files: &mut Vec<String>) -> Result<
     Ok(())
 }
 
-/// Packs all libraries as publishing would, and builds the leaves from their packages.
+/// Packs all libraries as publishing would, and builds the leaves from their packages. Publishing asks the registry; where
+/// it is not reached, the packages are made and built without it.
 fn dry_run() -> Result<()> {
-    // Publishing asks the registry. Who has told cargo to stay off the network still gets the packages made and built.
-    let offline = env::var("CARGO_NET_OFFLINE").is_ok_and(|value| value == "true");
-    let publish: &[&str] = if offline { &["package"] } else { &["publish", "--dry-run"] };
-    let libraries = [
-        "--workspace",
-        "--exclude",
-        "xtask",
-        "--exclude",
-        "ferrotune-benches",
-        "--exclude",
-        "ferrotune-examples",
-    ];
-    let leaves = LEAVES.map(|leaf| ["--package", leaf]);
-    let everything = [&publish[1..], &["--allow-dirty", "--no-verify"], &libraries].concat();
-    let built = [&publish[1..], &["--allow-dirty"], leaves.as_flattened(), &PROFILE].concat();
-    for arguments in [everything, built] {
-        let mut command = cargo(publish[0], &arguments);
-        println!("  {}", process::shown(&command));
-        let (status, errors) = process::run_keeping_errors(&mut command)?;
-        if !status.success() {
-            bail!("`{}` failed ({status}){}", process::shown(&command), remedy(&errors));
-        }
+    let errors = pack(&["publish", "--dry-run"])?;
+    if errors.is_empty() {
+        return Ok(());
     }
+    ensure!(is_unreached(&errors), "publishing would fail, see above");
+    println!(
+        "  the package registry is not reached: only making and building the packages, without its word"
+    );
+    ensure!(pack(&["package", "--offline"])?.is_empty(), "the packages cannot be made or built, see above");
     Ok(())
 }
 
-fn remedy(errors: &str) -> &'static str {
-    let unreached = ["failed to download", "Could not connect", "Could not resolve", "HTTP request"];
-    if unreached.iter().any(|words| errors.contains(words)) {
-        ": the package registry was not reached; with CARGO_NET_OFFLINE=true this step makes and builds the packages without it"
-    } else {
-        ""
+/// What cargo says where it fails; nothing where all is well.
+fn pack(subcommand: &[&str; 2]) -> Result<String> {
+    let all = ["--no-verify", "--workspace"];
+    let others = ["xtask", "ferrotune-benches", "ferrotune-examples"].map(|other| ["--exclude", other]);
+    let leaves = LEAVES.map(|leaf| ["--package", leaf]);
+    for packages in [[&all, others.as_flattened()].concat(), [leaves.as_flattened(), &PROFILE].concat()] {
+        let mut command = cargo(subcommand[0], &[&subcommand[1..], &["--allow-dirty"], &packages].concat());
+        println!("  {}", process::shown(&command));
+        let (status, errors) = process::run_keeping_errors(&mut command)?;
+        if !status.success() {
+            return Ok(errors);
+        }
     }
+    Ok(String::new())
+}
+
+fn is_unreached(errors: &str) -> bool {
+    let signs = ["failed to download", "Could not connect", "Could not resolve", "HTTP request"];
+    signs.iter().any(|sign| errors.contains(sign))
 }
 
 #[cfg(test)]
@@ -214,8 +212,9 @@ mod tests {
     }
 
     #[test]
-    fn an_unreached_registry_comes_with_its_remedy() {
-        assert!(remedy("error: failed to download from `x`").contains("CARGO_NET_OFFLINE"));
-        assert_eq!(remedy("error[E0425]: cannot find value"), "");
+    fn an_unreached_registry_is_told_from_other_faults() {
+        assert!(is_unreached("error: failed to download from `x`"));
+        assert!(is_unreached("error: attempting to make an HTTP request, but --offline was specified"));
+        assert!(!is_unreached("error[E0425]: cannot find value"));
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     report::{GenerationMetrics, Interval, Scores},
 };
 use ferrotune_data::Example;
-use ferrotune_metrics::{Metric, compare, evaluate_all, rouge::TextPair};
+use ferrotune_metrics::{Metric, compare, evaluate, evaluate_all};
 use std::time::Instant;
 
 /// The test prompts, ready to be answered.
@@ -79,9 +79,11 @@ impl TestSet {
         }
         Ok(scores)
     }
-}
 
-/// ROUGE-L of one answer, 0 to 100.
-pub(super) fn rouge_l(reference: &str, answer: &str) -> f64 {
-    100.0 * TextPair::new(reference, answer).rouge_l().fmeasure
+    /// The score of one answer by the first metric; `None` without a metric.
+    pub fn score(&self, index: usize, answer: &str) -> Result<Option<f64>> {
+        let Some(&metric) = self.metrics.first() else { return Ok(None) };
+        let pair = (self.examples[index].completion.text(), answer);
+        Ok(Some(evaluate(metric, &[pair])?.value))
+    }
 }

@@ -5,9 +5,11 @@
 
 mod assistant;
 mod data;
+mod environment;
 mod evaluation;
 mod observers;
 mod output;
+mod results;
 mod run;
 mod task;
 

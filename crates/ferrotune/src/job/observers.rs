@@ -1,13 +1,17 @@
 //! Observers for people and for programs.
 
 use super::Observer;
-use crate::progress::{Event, EventWriter, Generating, Progress, Step, Validated};
+use crate::{
+    progress::{Event, EventWriter, Generating, Progress, Step, Validated},
+    report::StageTime,
+};
 use std::{
     io::Write,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 /// Shows a run to a person: a bar on a terminal, a line now and then elsewhere.
@@ -94,5 +98,53 @@ impl<W: Write> Observer for ForPrograms<W> {
 
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Passes everything on, and takes the time of the stages.
+pub(super) struct Timed<'a> {
+    observer: &'a mut dyn Observer,
+    /// The stages that have ended.
+    ended: Vec<StageTime>,
+    present: Option<(String, Instant)>,
+}
+
+impl<'a> Timed<'a> {
+    pub fn new(observer: &'a mut dyn Observer) -> Self {
+        Self { observer, ended: vec![], present: None }
+    }
+
+    /// The stages that have ended, in order.
+    pub fn times(&self) -> Vec<StageTime> {
+        self.ended.clone()
+    }
+}
+
+impl Observer for Timed<'_> {
+    fn stage(&mut self, name: &str) {
+        if let Some((name, start)) = self.present.replace((name.to_owned(), Instant::now())) {
+            self.ended.push(StageTime { name, seconds: start.elapsed().as_secs_f64() });
+        }
+        self.observer.stage(name);
+    }
+
+    fn note(&mut self, text: &str) {
+        self.observer.note(text);
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.observer.step(step);
+    }
+
+    fn validated(&mut self, validated: &Validated) {
+        self.observer.validated(validated);
+    }
+
+    fn generating(&mut self, generating: &Generating) {
+        self.observer.generating(generating);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.observer.cancelled()
     }
 }

@@ -1,6 +1,6 @@
 //! The output directory: checked before the run, filled at its end.
 
-use super::evaluation::{Pass, TestSet, rouge_l};
+use super::evaluation::{Pass, TestSet};
 use crate::{
     Error, Result,
     atomic::write_atomically,
@@ -186,20 +186,22 @@ impl Drop for OutputDirectory {
 }
 
 /// Prompts, references and answers side by side.
-pub(super) fn outputs(test: &TestSet, before: Option<&Pass>, after: Option<&Pass>) -> Vec<Output> {
+pub(super) fn outputs(test: &TestSet, before: Option<&Pass>, after: Option<&Pass>) -> Result<Vec<Output>> {
     let answer = |pass: Option<&Pass>, index: usize| pass.map(|pass| pass.answers[index].clone());
+    let score = |answer: &Option<String>, index: usize| {
+        answer.as_deref().map_or(Ok(None), |answer| test.score(index, answer))
+    };
     (0..test.examples.len())
         .map(|index| {
-            let reference = test.examples[index].completion.text().to_owned();
             let (before, after) = (answer(before, index), answer(after, index));
-            Output {
+            Ok(Output {
                 prompt: test.examples[index].prompt.text(),
-                before_rouge_l: before.as_deref().map(|answer| rouge_l(&reference, answer)),
-                after_rouge_l: after.as_deref().map(|answer| rouge_l(&reference, answer)),
-                reference,
+                reference: test.examples[index].completion.text().to_owned(),
+                before_score: score(&before, index)?,
+                after_score: score(&after, index)?,
                 before,
                 after,
-            }
+            })
         })
         .collect()
 }

@@ -4,30 +4,27 @@ use super::{
     Assistant, CausalLmTask, PackedDataset, Prompts,
     data::{Data, DataFiles},
     default_cache_dir,
-    evaluation::{Pass, TestSet},
-    output::{OutputDirectory, outputs},
+    environment::environment,
+    evaluation::TestSet,
+    observers::Timed,
+    output::OutputDirectory,
+    results::{report, train_metrics, validation_metrics},
 };
 use crate::{
     Error, Result,
     progress::{Generating, Step, Validated},
     recipe::{Recipe, TargetModules},
-    report::{
-        Fact, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
-        ValidationStep,
-    },
+    report::Metrics,
 };
-use ferrotune_data::{Preflight, Tokenized};
 use ferrotune_kernels::RandomKey;
 use ferrotune_lora::{LoraConfig, inject};
 use ferrotune_metrics::Metric;
 use ferrotune_precision::{ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib};
-use ferrotune_trainer::{
-    Callback, EvaluationRecord, StepRecord, TrainOutcome, TrainPlan, Trainer, TrainingArguments,
-};
+use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, TrainPlan, Trainer, TrainingArguments};
 use std::{
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 /// Hears how a run goes on. Every method does nothing unless it is given a body.
@@ -80,7 +77,9 @@ pub fn run(
     observer: &mut dyn Observer,
     cancellation: Arc<AtomicBool>,
 ) -> Result<RunOutcome> {
-    let start = Instant::now();
+    let (start, started) = (Instant::now(), SystemTime::now());
+    let mut observer = Timed::new(observer);
+    let observer = &mut observer;
     recipe.validate()?;
     recipe.check_paths(None)?;
     let device = parse_device(&recipe.runtime.device)?;
@@ -182,10 +181,13 @@ pub fn run(
             total_parameters: Some(assistant.model.parameter_count() as u64),
             time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
             data: Some(data_metrics),
+            stages: observer.times(),
             cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
         };
         let passes = [before.as_ref(), after.as_ref()];
-        let report = report(recipe, metrics, &preflight, splits, test.as_ref(), passes)?;
+        let data = (splits, &train_set);
+        let environment = environment(recipe, started);
+        let report = report(recipe, metrics, &preflight, data, test.as_ref(), passes, environment)?;
         if test.is_some() {
             directory.write_predictions(&report.outputs)?;
         }
@@ -254,22 +256,6 @@ impl Callback for Tell<'_, '_> {
     }
 }
 
-fn validation_metrics(outcome: &TrainOutcome) -> Option<ValidationMetrics> {
-    let last = outcome.validation?;
-    let history: Vec<ValidationStep> = outcome
-        .evaluations
-        .iter()
-        .map(|record| ValidationStep { step: record.step as u64, loss: record.evaluation.loss })
-        .collect();
-    Some(ValidationMetrics {
-        loss: last.loss,
-        loss_before: history.iter().find(|at| at.step == 0).map(|at| at.loss),
-        history,
-        examples: last.examples as u64,
-        target_tokens: last.target_tokens as u64,
-    })
-}
-
 fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
     let training = &recipe.training;
     Ok(TrainingArguments {
@@ -305,77 +291,4 @@ fn lora_config(recipe: &Recipe, base: &Path) -> LoraConfig {
         base_model_name_or_path: Some(base.display().to_string()),
         ..LoraConfig::default()
     }
-}
-
-fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &PackedDataset) -> TrainMetrics {
-    let step_examples = plan.per_device_train_batch_size * plan.gradient_accumulation_steps;
-    let whole_epochs = outcome.global_step / plan.steps_per_epoch.max(1);
-    let rest = (outcome.global_step % plan.steps_per_epoch.max(1)) * step_examples;
-    let targets: usize = data.rows().iter().map(Tokenized::target_tokens).sum();
-    let epochs = whole_epochs as f64 + rest as f64 / plan.examples.max(1) as f64;
-    TrainMetrics {
-        seconds: outcome.seconds,
-        steps: outcome.global_step as u64,
-        epochs,
-        examples: (whole_epochs * plan.examples + rest) as u64,
-        real_tokens: outcome.real_tokens as u64,
-        target_tokens: (targets as f64 * epochs).round() as u64,
-        real_tokens_per_s: outcome.tokens_per_s(),
-        loss: outcome
-            .history
-            .iter()
-            .map(|record| LoggedStep {
-                step: record.step as u64,
-                loss: record.loss,
-                learning_rate: record.learning_rate,
-                grad_norm: record.grad_norm,
-            })
-            .collect(),
-    }
-}
-
-fn report(
-    recipe: &Recipe,
-    metrics: Metrics,
-    preflight: &Preflight,
-    splits: Vec<Split>,
-    test: Option<&TestSet>,
-    [before, after]: [Option<&Pass>; 2],
-) -> Result<Report> {
-    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let model = match name(&recipe.model.path) {
-        generic if generic == "hf" => recipe.model.path.parent().map(name).unwrap_or(generic),
-        own => own,
-    };
-    let modules = match &recipe.lora.target_modules {
-        TargetModules::AllLinear => "all linear layers".to_owned(),
-        TargetModules::Named(names) => names.join(", "),
-    };
-    let threads = tch::get_num_threads();
-    Ok(Report {
-        model,
-        data: recipe.data.train.display().to_string(),
-        method: Some(format!("LoRA r = {}, alpha = {} on {modules}", recipe.lora.r, recipe.lora.lora_alpha)),
-        metrics,
-        outputs: test.map(|test| outputs(test, before, after)).unwrap_or_default(),
-        outputs_file: test.map(|_| "predictions.jsonl".to_owned()),
-        splits,
-        preflight: Some(PreflightFacts {
-            rows: preflight.rows as u64,
-            rows_without_target: preflight.rows_without_target.len() as u64,
-            rows_cut: preflight.rows_cut.len() as u64,
-            rows_with_stop_target: preflight.rows_with_stop_target as u64,
-            marked_example: preflight.marked_example.clone(),
-            marked_source: preflight.marked_source.as_ref().map(ToString::to_string),
-        }),
-        recipe: Some(recipe.to_toml()?),
-        environment: vec![
-            Fact::new("ferrotune", env!("CARGO_PKG_VERSION")),
-            Fact::new("libtorch", "2.13 (tch 0.26)"),
-            Fact::new("device", &recipe.runtime.device),
-            Fact::new("compute dtype", &recipe.runtime.compute_dtype),
-            Fact::new("threads", threads.to_string()),
-            Fact::new("system", format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH)),
-        ],
-    })
 }

@@ -1,16 +1,17 @@
 //! The loss curve, drawn as SVG.
 
 use maud::{Markup, html};
-use std::fmt::Write;
 
-use super::metrics::{LoggedStep, ValidationMetrics};
+use super::metrics::{LoggedStep, ValidationStep};
+use super::panels::{PANEL, Panel, panels};
 use super::scale::Scale;
-use super::text::{Untrusted, grouped};
+use super::series::{Point, dots, line, range, smooth, thin};
+use super::text::{grouped, plural};
 
-/// Points that are drawn at most; more of them are averaged in groups.
-const MAX_POINTS: usize = 400;
 /// From so many points on a smoothed line tells more than the points.
 const SMOOTH_FROM: usize = 8;
+/// So many measurements of the validation loss have a mark each; more are a line alone.
+const MAX_MARKS: usize = 40;
 
 /// A size that the chart is drawn for; each has legible text at its own width.
 #[derive(Clone, Copy)]
@@ -28,181 +29,168 @@ const SIZES: [Size; 2] = [
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
-const PANEL_GAP: f64 = 30.0;
-const PANEL_HEIGHT: f64 = 44.0;
 
-/// The curve with its legend, or nothing for fewer than two logged steps.
-pub(super) fn curve(logged: &[LoggedStep], validation: Option<&ValidationMetrics>) -> Option<Markup> {
-    let finite: Vec<LoggedStep> = logged.iter().copied().filter(|step| step.loss.is_finite()).collect();
-    if finite.len() < 2 {
-        return None;
+/// What is drawn.
+struct Curve {
+    /// The training loss of the logged steps, thinned.
+    training: Vec<Point>,
+    smooth: Option<Vec<Point>>,
+    /// The validation loss, thinned.
+    validation: Vec<Point>,
+    panels: Vec<Panel>,
+    label: String,
+}
+
+/// The curve with its legend; a sentence where there is too little to draw, and nothing of nothing.
+pub(super) fn curve(logged: &[LoggedStep], validation: &[ValidationStep]) -> Option<Markup> {
+    #[expect(clippy::cast_precision_loss, reason = "steps are drawn in pixels")]
+    let finite = |step: u64, loss: f64| loss.is_finite().then_some((step as f64, loss));
+    let training: Vec<Point> = logged.iter().filter_map(|step| finite(step.step, step.loss)).collect();
+    let measured: Vec<Point> = validation.iter().filter_map(|step| finite(step.step, step.loss)).collect();
+    let left_out = logged.len() - training.len();
+    if training.len() + measured.len() < 2 {
+        return match (training.as_slice(), logged.len()) {
+            (_, 0) => None,
+            ([(step, loss)], _) => Some(
+                html! { p { "One step was logged: a training loss of " (format!("{loss:.2}")) " at step " (step) "." } },
+            ),
+            _ => Some(html! { p { "No logged step has a finite loss." } }),
+        };
     }
-    let points = thin(&finite);
-    let smooth = (points.len() >= SMOOTH_FROM).then(|| smooth(&points));
-    let last = smooth.as_ref().and_then(|line| line.last()).or(points.last())?.1;
-    let validation = validation.filter(|validation| validation.loss.is_finite());
-    let left_out = logged.len() - finite.len();
-
+    let points = thin(&training);
+    let curve = Curve {
+        smooth: (points.len() >= SMOOTH_FROM).then(|| smooth(&points)),
+        label: label(&training, &measured),
+        panels: panels(logged),
+        training: points,
+        validation: thin(&measured),
+    };
     Some(html! {
         figure {
-            ul class="legend" {
-                @if smooth.is_some() {
-                    li { (key("raw")) "each logged step" }
-                    li { (key("smooth")) "smoothed, at the end " b { (format!("{last:.2}")) } }
-                } @else {
-                    li { (key("smooth")) "training, at the end " b { (format!("{last:.2}")) } }
-                }
-                @if let Some(validation) = validation {
-                    li {
-                        (key("validation")) "validation "
-                        @if let Some(before) = validation.loss_before { b { (format!("{before:.2}")) } " \u{2192} " }
-                        b { (format!("{:.2}", validation.loss)) }
-                    }
-                }
-            }
-            @for size in SIZES {
-                (draw(size, &finite, &points, smooth.as_deref(), validation))
-            }
+            (legend(&curve, &measured))
+            @for size in SIZES { (curve.draw(size)) }
+            @if let Some(note) = overfit(&measured) { figcaption { (note) } }
             @if left_out > 0 {
                 figcaption {
-                    (grouped(left_out as u64)) " logged "
-                    (if left_out == 1 { "step has" } else { "steps have" })
-                    " no finite loss and " (if left_out == 1 { "is" } else { "are" }) " not drawn."
+                    (plural(left_out as u64, "logged step")) " without a finite loss "
+                    (if left_out == 1 { "is" } else { "are" }) " not drawn."
                 }
             }
         }
     })
 }
 
+fn legend(curve: &Curve, measured: &[Point]) -> Markup {
+    let last = curve.smooth.as_ref().unwrap_or(&curve.training).last();
+    html! {
+        ul class="legend" {
+            @if curve.smooth.is_some() { li { (key("raw")) "training, each logged step" } }
+            @if let Some((_, loss)) = last {
+                li {
+                    (key("smooth"))
+                    @if curve.smooth.is_some() { "smoothed, at the end " } @else { "training, at the end " }
+                    b { (format!("{loss:.2}")) }
+                }
+            }
+            @if let [first, .., last] = measured {
+                li { (key("validation")) "validation " b { (format!("{:.2}", first.1)) } " \u{2192} " b { (format!("{:.2}", last.1)) } }
+            } @else if let [only] = measured {
+                li { (key("validation")) "validation " b { (format!("{:.2}", only.1)) } }
+            }
+        }
+    }
+}
+
 /// The sample of a line or mark in the legend.
 fn key(kind: &str) -> Markup {
     html! {
         svg class="key" viewBox="0 0 22 10" width="22" height="10" aria-hidden="true" {
-            @if kind == "validation" { (diamond(11.0, 5.0, "validation")) }
-            @else { path class={ "line " (kind) } d="M1 5H21" {} }
-        }
-    }
-}
-
-fn diamond(x: f64, y: f64, class: &str) -> Markup {
-    html! { path class=(class) d=(format!("M{x} {}L{} {y}L{x} {}L{} {y}Z", y - 5.0, x + 5.0, y + 5.0, x - 5.0)) {} }
-}
-
-fn draw(
-    size: Size,
-    logged: &[LoggedStep],
-    points: &[(f64, f64)],
-    smooth: Option<&[(f64, f64)]>,
-    validation: Option<&ValidationMetrics>,
-) -> Markup {
-    let before = validation.and_then(|validation| validation.loss_before).filter(|loss| loss.is_finite());
-    let (first, last) = (points[0].0, points[points.len() - 1].0);
-    let x = Scale::new((if before.is_some() { 0.0 } else { first }, last), (LEFT, size.width - RIGHT));
-    let values = points.iter().map(|point| point.1).chain(validation.map(|v| v.loss)).chain(before);
-    let (low, high) = range(values);
-    let pad = 0.05 * (high - low).max(1e-3);
-    let y = Scale::new((low - pad, high + pad), (TOP + size.loss_height, TOP));
-
-    let extra = panels(logged);
-    #[expect(clippy::cast_precision_loss, reason = "two at most")]
-    let below = extra.len() as f64 * (PANEL_GAP + PANEL_HEIGHT);
-    let bottom = TOP + size.loss_height + below;
-    let height = bottom + 40.0;
-    let last_loss = points[points.len() - 1].1;
-    let label =
-        format!("Training loss from {:.2} at step {first} to {last_loss:.2} at step {last}", points[0].1);
-
-    html! {
-        svg class=(size.class) viewBox=(format!("0 0 {} {height}", size.width)) role="img" aria-label=(label) {
-            @for tick in y.ticks(5) {
-                path class="grid" d=(format!("M{LEFT} {}H{}", y.at(tick), size.width - RIGHT)) {}
-                text class="tick" x=(LEFT - 8.0) y=(y.at(tick) + 4.0) text-anchor="end" { (y.label(tick, 5)) }
-            }
-            @for tick in x.ticks(size.ticks).into_iter().filter(|tick| tick.fract() == 0.0) {
-                path class="grid" d=(format!("M{} {bottom}v5", x.at(tick))) {}
-                text class="tick" x=(x.at(tick)) y=(bottom + 18.0) text-anchor="middle" { (grouped(whole(tick))) }
-            }
-            text class="axis" x=((LEFT + size.width - RIGHT) / 2.0) y=(bottom + 36.0) text-anchor="middle" { "optimizer step" }
-
-            @if smooth.is_some() { path class="line raw" d=(line(points, x, y)) {} }
-            path class="line smooth" d=(line(smooth.unwrap_or(points), x, y)) {}
-            @if let Some(before) = before {
-                g { title { (format!("validation loss before training: {before:.3}")) } (diamond(x.at(0.0), y.at(before), "validation hollow")) }
-            }
-            @if let Some(validation) = validation {
-                g { title { (format!("validation loss after training: {:.3}", validation.loss)) } (diamond(x.at(last), y.at(validation.loss), "validation")) }
-            }
-            @for (index, panel) in extra.iter().enumerate() {
-                (small(panel, index, size, x))
+            @match kind {
+                "validation" => { path class="line validation" d="M1 5H21" {} (diamond(11.0, 5.0)) }
+                "raw" => path class="line raw" d="M3 7h0M9 3h0M14 6h0M19 4h0" {},
+                _ => path class={ "line " (kind) } d="M1 5H21" {},
             }
         }
     }
 }
 
-/// A small chart under the loss.
-struct Panel {
-    title: &'static str,
-    class: &'static str,
-    points: Vec<(f64, f64)>,
-    /// The largest value, written at the top of its axis.
-    top: f64,
-    top_label: String,
+fn diamond(x: f64, y: f64) -> Markup {
+    html! { path class="mark" d=(format!("M{x} {}L{} {y}L{x} {}L{} {y}Z", y - 5.0, x + 5.0, y + 5.0, x - 5.0)) {} }
 }
 
-fn panels(logged: &[LoggedStep]) -> Vec<Panel> {
-    let series = |value: fn(&LoggedStep) -> f64| -> Vec<LoggedStep> {
-        logged
-            .iter()
-            .map(|step| LoggedStep { loss: value(step), ..*step })
-            .filter(|step| step.loss.is_finite())
-            .collect()
-    };
-    let mut panels = vec![];
-    let rates = thin(&series(|step| step.learning_rate));
-    let norms = thin(&series(|step| step.grad_norm));
-    for (title, class, points) in
-        [("learning rate", "line rate", rates), ("gradient norm", "line norm", norms)]
-    {
-        let top = range(points.iter().map(|point| point.1)).1;
-        if points.len() > 1 && top > 0.0 {
-            let top_label = if class == "line rate" { exponent(top) } else { format!("{top:.1}") };
-            panels.push(Panel { title, class, points, top, top_label });
+/// What the chart shows, for those who do not see it.
+fn label(training: &[Point], validation: &[Point]) -> String {
+    let mut label = "Loss by optimizer step.".to_owned();
+    for (name, points) in [("Training", training), ("Validation", validation)] {
+        match points {
+            [first, .., last] => label.push_str(&format!(
+                " {name}: {:.2} at step {}, {:.2} at step {}.",
+                first.1, first.0, last.1, last.0
+            )),
+            [only] => label.push_str(&format!(" {name}: {:.2} at step {}.", only.1, only.0)),
+            [] => {}
         }
     }
-    panels
+    label
 }
 
-#[expect(clippy::cast_precision_loss, reason = "two at most")]
-fn small(panel: &Panel, index: usize, size: Size, x: Scale) -> Markup {
-    let top = TOP + size.loss_height + index as f64 * (PANEL_GAP + PANEL_HEIGHT) + PANEL_GAP;
-    let y = Scale::new((0.0, panel.top), (top + PANEL_HEIGHT, top));
-    html! {
-        path class="grid" d=(format!("M{LEFT} {}H{}", top + PANEL_HEIGHT, size.width - RIGHT)) {}
-        path class="grid" d=(format!("M{LEFT} {top}H{}", size.width - RIGHT)) {}
-        text class="tick" x=(LEFT - 8.0) y=(top + 4.0) text-anchor="end" { (Untrusted(&panel.top_label)) }
-        text class="tick" x=(LEFT - 8.0) y=(top + PANEL_HEIGHT + 4.0) text-anchor="end" { "0" }
-        text class="axis" x=(LEFT) y=(top - 8.0) { (panel.title) }
-        path class=(panel.class) d=(line(&panel.points, x, y)) {}
+/// Says if the validation loss was clearly lower before the end.
+fn overfit(measured: &[Point]) -> Option<String> {
+    let last = measured.last()?.1;
+    let (step, lowest) = measured.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let when = if step > 0.0 { format!("after step {step}") } else { "before training".to_owned() };
+    let advice = if step > 0.0 { ": fewer steps may serve better" } else { "" };
+    (last - lowest > 0.005).then(|| {
+        format!("The validation loss was lowest {when}, {lowest:.2}, and is {last:.2} at the end{advice}.")
+    })
+}
+
+impl Curve {
+    fn draw(&self, size: Size) -> Markup {
+        let right = size.width - RIGHT;
+        let all = || self.training.iter().chain(&self.validation);
+        let x = Scale::new(range(all().map(|point| point.0)), (LEFT, right));
+        let (low, high) = range(all().map(|point| point.1));
+        let pad = 0.05 * (high - low).max(1e-3);
+        let y = Scale::new((low - pad, high + pad), (TOP + size.loss_height, TOP));
+        #[expect(clippy::cast_precision_loss, reason = "two at most")]
+        let bottom = TOP + size.loss_height + self.panels.len() as f64 * PANEL;
+        let view_box = format!("0 0 {} {}", size.width, bottom + 40.0);
+        html! {
+            svg class=(size.class) viewBox=(view_box) role="img" aria-label=(self.label) {
+                @for tick in y.ticks(5) {
+                    path class="grid" d=(format!("M{LEFT} {}H{right}", y.at(tick))) {}
+                    text class="tick" x=(LEFT - 8.0) y=(y.at(tick) + 4.0) text-anchor="end" { (y.label(tick, 5)) }
+                }
+                @for tick in x.ticks(size.ticks).into_iter().filter(|tick| tick.fract() == 0.0) {
+                    path class="grid" d=(format!("M{} {bottom}v5", x.at(tick))) {}
+                    text class="tick" x=(x.at(tick)) y=(bottom + 18.0) text-anchor=(anchor(x.at(tick), right)) { (grouped(whole(tick))) }
+                }
+                text class="axis" x=((LEFT + right) / 2.0) y=(bottom + 36.0) text-anchor="middle" { "optimizer step" }
+                @match &self.smooth {
+                    Some(smooth) => {
+                        path class="line raw" d=(dots(&self.training, x, y)) {}
+                        path class="line smooth" d=(line(smooth, x, y)) {}
+                    }
+                    None => path class="line smooth" d=(line(&self.training, x, y)) {},
+                }
+                path class="line validation" d=(line(&self.validation, x, y)) {}
+                @if self.validation.len() <= MAX_MARKS {
+                    @for (step, loss) in &self.validation {
+                        g { title { "validation loss after step " (step) ": " (format!("{loss:.3}")) } (diamond(x.at(*step), y.at(*loss))) }
+                    }
+                }
+                @for (panel, index) in self.panels.iter().zip(0_u32..) {
+                    (panel.draw(TOP + size.loss_height + f64::from(index) * PANEL, (LEFT, right), x))
+                }
+            }
+        }
     }
 }
 
-/// `2.5e-4`, of at most two digits.
-fn exponent(value: f64) -> String {
-    format!("{value:.1e}").replace(".0e", "e")
-}
-
-fn line(points: &[(f64, f64)], x: Scale, y: Scale) -> String {
-    let mut path = String::new();
-    for (index, (step, value)) in points.iter().enumerate() {
-        let command = if index == 0 { 'M' } else { 'L' };
-        // Writing to a string cannot fail.
-        let _ = write!(path, "{command}{} {}", x.at(*step), y.at(*value));
-    }
-    path
-}
-
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+/// A label at the right edge must not reach beyond it.
+fn anchor(at: f64, right: f64) -> &'static str {
+    if at > right - RIGHT { "end" } else { "middle" }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a step")]
@@ -210,70 +198,39 @@ fn whole(value: f64) -> u64 {
     value.round() as u64
 }
 
-/// Steps and losses; of very many, the means of groups of neighbours.
-#[expect(clippy::cast_precision_loss, reason = "steps are drawn in pixels")]
-fn thin(logged: &[LoggedStep]) -> Vec<(f64, f64)> {
-    let size = logged.len().div_ceil(MAX_POINTS).max(1);
-    let mean = |group: &[LoggedStep], value: fn(&LoggedStep) -> f64| {
-        group.iter().map(value).sum::<f64>() / group.len() as f64
-    };
-    let mut points: Vec<(f64, f64)> = logged
-        .chunks(size)
-        .map(|group| (mean(group, |step| step.step as f64), mean(group, |step| step.loss)))
-        .collect();
-    // The line starts and ends where the run does.
-    if let (Some(point), Some(step)) = (points.first_mut(), logged.first()) {
-        point.0 = step.step as f64;
-    }
-    if let (Some(point), Some(step)) = (points.last_mut(), logged.last()) {
-        point.0 = step.step as f64;
-    }
-    points
-}
-
-/// Each point's mean with its neighbours, weighted by a Gaussian of a thirtieth of the line; unlike a running
-/// mean it lags behind on neither side.
-#[expect(clippy::cast_precision_loss, reason = "400 points")]
-fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let sigma = (points.len() as f64 / 30.0).max(1.0);
-    (0..points.len())
-        .map(|center| {
-            let (mut sum, mut weights) = (0.0, 0.0);
-            for (index, (_, value)) in points.iter().enumerate() {
-                let distance = (index as f64 - center as f64) / sigma;
-                let weight = (-0.5 * distance * distance).exp();
-                sum += weight * value;
-                weights += weight;
-            }
-            (points[center].0, sum / weights)
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn run(steps: u64) -> Vec<LoggedStep> {
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let loss = |step: u64| 4.0 - step as f64 / steps as f64;
         (1..=steps)
-            .map(|step| LoggedStep {
-                step,
-                loss: 4.0 - step as f64 / steps as f64,
-                learning_rate: 1e-3,
-                grad_norm: 1.0,
-            })
+            .map(|step| LoggedStep { step, loss: loss(step), learning_rate: 1e-3, grad_norm: 1.0 })
             .collect()
     }
 
+    fn measured(losses: &[(u64, f64)]) -> Vec<ValidationStep> {
+        losses.iter().map(|&(step, loss)| ValidationStep { step, loss }).collect()
+    }
+
+    fn text(logged: &[LoggedStep], validation: &[ValidationStep]) -> String {
+        curve(logged, validation).unwrap().into_string()
+    }
+
     #[test]
-    fn nothing_is_drawn_of_less_than_two_points() {
-        assert!(curve(&[], None).is_none());
-        assert!(curve(&run(1), None).is_none());
+    fn less_than_two_points_are_a_sentence() {
+        assert!(curve(&[], &[]).is_none());
+        assert!(text(&run(1), &[]).contains("One step was logged: a training loss of 3.00 at step 1."));
         let mut bad = run(3);
         for step in &mut bad {
             step.loss = f64::NAN;
         }
-        assert!(curve(&bad, None).is_none());
+        assert!(text(&bad, &[]).contains("No logged step has a finite loss."));
+        assert!(
+            text(&run(1), &measured(&[(0, 3.5), (1, 3.0)])).contains("<svg"),
+            "two of validation are a line"
+        );
     }
 
     #[test]
@@ -284,34 +241,28 @@ mod tests {
         broken[4].grad_norm = f64::INFINITY;
         broken[5].learning_rate = f64::NAN;
         for logged in [run(2), flat, broken] {
-            let svg = curve(&logged, None).unwrap().into_string();
+            let svg = text(&logged, &measured(&[(0, f64::NAN), (9, f64::INFINITY), (50, 2.0)]));
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
     }
 
     #[test]
-    fn a_long_run_stays_small_and_keeps_its_ends() {
-        let points = thin(&run(100_003));
-        assert!(points.len() <= MAX_POINTS, "{}", points.len());
-        assert_eq!((points[0].0, points[points.len() - 1].0), (1.0, 100_003.0));
-        assert!(curve(&run(100_003), None).unwrap().into_string().len() < 60_000);
-    }
-
-    #[test]
-    fn smoothing_keeps_a_flat_line_and_damps_a_spike() {
-        let flat: Vec<_> = (0..40).map(|step| (f64::from(step), 2.0)).collect();
-        assert!(smooth(&flat).iter().all(|(_, value)| (value - 2.0).abs() < 1e-12));
-        let mut spike = flat;
-        spike[20].1 = 12.0;
-        let smoothed = smooth(&spike);
-        assert!(smoothed[20].1 < 7.0 && smoothed[20].1 > 2.5 && smoothed[0].1 < 2.01);
+    fn a_long_run_stays_small() {
+        let validation: Vec<_> = (0..=10_000).map(|step| ValidationStep { step, loss: 2.0 }).collect();
+        let svg = text(&run(100_003), &validation);
+        assert!(svg.len() < 80_000 && !svg.contains("<title>"), "{}", svg.len());
     }
 
     #[test]
     fn validation_is_marked_and_said() {
-        let validation = ValidationMetrics { loss: 2.25, loss_before: Some(3.5), ..Default::default() };
-        let svg = curve(&run(20), Some(&validation)).unwrap().into_string();
-        assert!(svg.contains("validation loss after training: 2.250"));
-        assert!(svg.contains("validation loss before training: 3.500"));
+        let svg = text(&run(20), &measured(&[(0, 3.5), (10, 2.5), (20, 2.25)]));
+        assert!(svg.contains("<title>validation loss after step 0: 3.500</title>"), "{svg}");
+        assert_eq!(svg.matches("<title>").count(), 2 * 3, "three marks in two sizes");
+        assert!(svg.contains("Validation: 3.50 at step 0, 2.25 at step 20."));
+        assert!(!svg.contains("lowest"));
+        let overfitted = text(&run(20), &measured(&[(0, 3.5), (10, 2.25), (20, 2.5)]));
+        assert!(overfitted.contains("lowest after step 10, 2.25, and is 2.50 at the end"));
+        let never_better = text(&run(20), &measured(&[(0, 2.25), (20, 2.5)]));
+        assert!(never_better.contains("lowest before training, 2.25, and is 2.50 at the end."));
     }
 }

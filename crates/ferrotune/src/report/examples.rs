@@ -3,47 +3,66 @@
 use maud::{Markup, html};
 
 use super::Output;
-use super::text::{Untrusted, clip, grouped, signed};
+use super::text::{Untrusted, clip, grouped, plural, signed};
 
 /// Outputs of a group at most.
 const GROUP: usize = 5;
 /// Outputs of the list at most.
 const LIST: usize = 50;
+/// Bytes of the list from which no further output is added.
+const LIST_BYTES: usize = 200_000;
 /// Characters of a prompt and of an answer that are shown at most.
-const PROMPT_CHARS: usize = 4_000;
-const ANSWER_CHARS: usize = 2_000;
+const PROMPT_CHARS: usize = 2_000;
+const ANSWER_CHARS: usize = 1_500;
 /// Words of a text that are compared at most; the comparison is quadratic.
 const MAX_WORDS: usize = 400;
 
 /// The section's content.
-pub(super) fn examples(outputs: &[Output], file: Option<&str>) -> Markup {
+pub(super) fn examples(outputs: &[Output], metric: &str, file: Option<&str>) -> Markup {
     let groups = groups(outputs);
     let grouped_any = groups.iter().any(|(_, _, indices)| !indices.is_empty());
     html! {
         (verdict(outputs))
         p class="note" {
             "Words that an answer shares with the reference, in the same order, are "
-            mark { "marked" } ". Scores are ROUGE-L."
+            mark { "marked" } "."
+            @if !metric.is_empty() { " The numbers are " (Untrusted(metric)) ", from 0 to 100." }
         }
         @for (title, note, indices) in &groups {
             @if !indices.is_empty() {
                 h3 { (title) }
                 p class="note" { (note) }
-                @for index in indices { (card(*index, &outputs[*index])) }
+                @for index in indices { (card(*index, &outputs[*index], metric)) }
             }
         }
-        @let listed = outputs.len().min(LIST);
+        @let list = list(outputs, metric);
+        @let listed = list.len();
         details class="all" open[!grouped_any] {
             summary {
-                @if listed == outputs.len() { "All " (listed) " outputs" }
-                @else { "The first " (listed) " of " (grouped(outputs.len() as u64)) " outputs" }
+                h3 {
+                    @if listed == outputs.len() { "All " (plural(listed as u64, "output")) }
+                    @else { "The first " (listed) " of " (grouped(outputs.len() as u64)) " outputs" }
+                }
             }
-            @for (index, output) in outputs.iter().take(LIST).enumerate() { (card(index, output)) }
+            @for card in &list { (card) }
         }
         @if let Some(file) = file {
             p class="note" { "All outputs are in " code { (Untrusted(file)) } "." }
         }
     }
+}
+
+/// The first outputs, as many as the page can well hold.
+fn list(outputs: &[Output], metric: &str) -> Vec<Markup> {
+    let mut bytes = 0;
+    let cards = outputs.iter().take(LIST).enumerate().map(|(index, output)| card(index, output, metric));
+    cards
+        .take_while(|card| {
+            let has_room = bytes < LIST_BYTES;
+            bytes += card.0.len();
+            has_room
+        })
+        .collect()
 }
 
 /// How many answers got better, and how many worse.
@@ -75,7 +94,7 @@ fn verdict(outputs: &[Output]) -> Markup {
 }
 
 fn change(output: &Output) -> Option<f64> {
-    Some(output.after_rouge_l? - output.before_rouge_l?).filter(|change| change.is_finite())
+    Some(output.after_score? - output.before_score?).filter(|change| change.is_finite())
 }
 
 /// Titles, notes and indices of the groups. No output is shown in two of them; few outputs make small groups.
@@ -95,8 +114,8 @@ fn groups(outputs: &[Output]) -> Vec<(&'static str, &'static str, Vec<usize>)> {
         shown.extend(&indices);
         indices
     };
-    let best = top(&|output| output.after_rouge_l);
-    let worst = top(&|output| Some(-output.after_rouge_l?));
+    let best = top(&|output| output.after_score);
+    let worst = top(&|output| Some(-output.after_score?));
     let changed = top(&|output| Some(change(output)?.abs()));
     vec![
         ("Best", "The highest scores after training.", best),
@@ -109,7 +128,7 @@ fn groups(outputs: &[Output]) -> Vec<(&'static str, &'static str, Vec<usize>)> {
     ]
 }
 
-fn card(index: usize, output: &Output) -> Markup {
+fn card(index: usize, output: &Output, metric: &str) -> Markup {
     let (prompt, left_out) = clip(output.prompt.trim_end(), PROMPT_CHARS);
     html! {
         article class="card" {
@@ -117,15 +136,15 @@ fn card(index: usize, output: &Output) -> Markup {
                 span class="number" { "Prompt " (index + 1) }
                 @if let Some(change) = change(output) {
                     span class={ "delta " (if change > 0.05 { "up" } else if change < -0.05 { "down" } else { "level" }) } {
-                        "ROUGE-L " (signed(change))
+                        (Untrusted(metric)) " " (signed(change))
                     }
                 }
             }
             pre class="prompt" dir="auto" tabindex="0" { (Untrusted(prompt)) (more(left_out)) }
             div class="answers" {
                 (answer("Reference", "reference", Some(&output.reference), None, None))
-                (answer("Before", "before", output.before.as_deref(), output.before_rouge_l, Some(&output.reference)))
-                (answer("After", "after", output.after.as_deref(), output.after_rouge_l, Some(&output.reference)))
+                (answer("Before", "before", output.before.as_deref(), output.before_score, Some(&output.reference)))
+                (answer("After", "after", output.after.as_deref(), output.after_score, Some(&output.reference)))
             }
         }
     }
@@ -268,8 +287,8 @@ mod tests {
             .map(|(before, after)| Output {
                 before: Some(String::new()),
                 after: Some(String::new()),
-                before_rouge_l: Some(*before),
-                after_rouge_l: Some(*after),
+                before_score: Some(*before),
+                after_score: Some(*after),
                 ..Output::default()
             })
             .collect()
@@ -287,15 +306,15 @@ mod tests {
     fn unscored_outputs_form_no_group() {
         let outputs = vec![Output::default(); 20];
         assert!(groups(&outputs).iter().all(|(_, _, indices)| indices.is_empty()));
-        let html = examples(&outputs, None).into_string();
+        let html = examples(&outputs, "ROUGE-L", None).into_string();
         assert!(html.contains("<details class=\"all\" open>"), "{html}");
         assert!(!html.contains("got better"));
     }
 
     #[test]
     fn better_and_worse_are_counted() {
-        let html =
-            examples(&scored(&[(0.0, 50.0), (90.0, 80.0), (5.0, 5.0), (1.0, 2.0)]), None).into_string();
+        let outputs = scored(&[(0.0, 50.0), (90.0, 80.0), (5.0, 5.0), (1.0, 2.0)]);
+        let html = examples(&outputs, "ROUGE-L", None).into_string();
         for expected in ["2 got better", "1 stayed level", "1 got worse"] {
             assert!(html.contains(expected), "{expected}");
         }
@@ -306,9 +325,9 @@ mod tests {
         let mut outputs = vec![Output::default(); 300];
         outputs[0].prompt = "x".repeat(1_000_000);
         outputs[0].after = Some("word ".repeat(200_000));
-        let html = examples(&outputs, Some("predictions.jsonl")).into_string();
+        let html = examples(&outputs, "", Some("predictions.jsonl")).into_string();
         assert!(html.contains("The first 50 of 300 outputs"));
-        assert!(html.contains("996,000 more characters"));
+        assert!(html.contains("998,000 more characters"));
         assert!(html.len() < 100_000, "{}", html.len());
     }
 }

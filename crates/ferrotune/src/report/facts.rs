@@ -2,12 +2,14 @@
 
 use maud::{Markup, html};
 
-use super::text::{Untrusted, clip, duration, grouped};
+use super::metrics::{FileMetrics, Metrics};
+use super::stages::stages;
+use super::text::{Untrusted, clip, duration, grouped, mebibytes, plural};
 use super::{Fact, PreflightFacts, Report, Split};
 
 /// Characters of the example and of the recipe that are shown at most.
 const EXAMPLE_CHARS: usize = 8_000;
-const RECIPE_CHARS: usize = 100_000;
+const RECIPE_CHARS: usize = 20_000;
 
 /// The data files and what was found in them.
 pub(super) fn data(report: &Report) -> Option<Markup> {
@@ -16,7 +18,12 @@ pub(super) fn data(report: &Report) -> Option<Markup> {
     }
     Some(html! {
         @if !report.splits.is_empty() { (splits(&report.splits)) }
-        @if let Some(preflight) = &report.preflight { (findings(preflight)) }
+        @if let Some(lengths) = &report.lengths {
+            @if let Some(chart) = lengths.chart() { (chart) }
+        }
+        @if let Some(preflight) = &report.preflight {
+            (findings(preflight, report.metrics.data.as_ref().map(|data| &data.train)))
+        }
     })
 }
 
@@ -26,7 +33,11 @@ fn splits(splits: &[Split]) -> Markup {
     let has_targets = splits.iter().any(|split| split.target_tokens.is_some());
     html! {
         div class="scroll" {
-            table {
+            table class="files" {
+                caption {
+                    "The examples of each file."
+                    @if has_tokens || has_targets { " In small: the fewest, the median and the most tokens of an example." }
+                }
                 thead {
                     tr {
                         th scope="col" { "Split" }
@@ -39,7 +50,7 @@ fn splits(splits: &[Split]) -> Markup {
                 tbody {
                     @for split in splits {
                         tr {
-                            th scope="row" { (Untrusted(&split.name)) small { (Untrusted(&split.file)) } }
+                            th scope="row" { (Untrusted(&split.name)) }
                             td class="number" { (grouped(split.examples)) }
                             @if has_left_out { td class="number" { (grouped(split.left_out)) } }
                             @if has_tokens { (tokens(split.tokens, split.tokens_per_example)) }
@@ -49,8 +60,8 @@ fn splits(splits: &[Split]) -> Markup {
                 }
             }
         }
-        @if has_tokens || has_targets {
-            p class="note" { "In small: the fewest, the median and the most tokens of an example." }
+        dl class="paths" {
+            @for split in splits { div { dt { (Untrusted(&split.name)) } dd { code { (Untrusted(&split.file)) } } } }
         }
     }
 }
@@ -66,7 +77,7 @@ fn tokens(total: Option<u64>, spread: Option<[u64; 3]>) -> Markup {
     }
 }
 
-fn findings(found: &PreflightFacts) -> Markup {
+fn findings(found: &PreflightFacts, train: Option<&FileMetrics>) -> Markup {
     let rows = |count: u64| format!("{} of {}", grouped(count), grouped(found.rows));
     let stop = match found.rows_with_stop_target {
         0 => "in no example: the model does not learn to end its answer".to_owned(),
@@ -78,7 +89,22 @@ fn findings(found: &PreflightFacts) -> Markup {
         dl class="facts" {
             div { dt { "End of the answer is trained" } dd class=[(found.rows_with_stop_target == 0).then_some("down")] { (stop) } }
             div { dt { "Examples with nothing to learn" } dd { (rows(found.rows_without_target)) } }
-            div { dt { "Examples cut" } dd { (rows(found.rows_cut)) } }
+            @match train {
+                Some(train) => {
+                    div { dt { "Bad lines skipped" } dd { (grouped(train.skipped)) } }
+                    div {
+                        dt { "Too long" }
+                        dd {
+                            (plural(train.too_long, "example"))
+                            @if train.too_long > 0 {
+                                ": " (grouped(train.cut)) " cut, " (grouped(train.left_out)) " left out, "
+                                (plural(train.target_tokens_lost, "target token")) " lost"
+                            }
+                        }
+                    }
+                }
+                None => div { dt { "Examples cut" } dd { (rows(found.rows_cut)) } },
+            }
         }
         @if !found.marked_example.is_empty() {
             @let (text, left_out) = clip(&found.marked_example, EXAMPLE_CHARS);
@@ -112,43 +138,61 @@ fn marked(text: &str) -> Vec<(&str, bool)> {
 
 /// The effective recipe.
 pub(super) fn recipe(recipe: &str) -> Markup {
-    let (text, _) = clip(recipe.trim(), RECIPE_CHARS);
+    let (text, left_out) = clip(recipe.trim(), RECIPE_CHARS);
     html! {
         pre class="recipe" tabindex="0" {
             @for (index, block) in text.split("\n\n").enumerate() {
                 @if index > 0 { "\n" }
                 code class="block" { (Untrusted(block)) "\n" }
             }
+            @if left_out > 0 { span class="more" { " … " (plural(left_out as u64, "more character")) } }
         }
-        p class="note" { "With every default written out; it starts the same run again." }
+        p class="note" { "With every default written out; " code { "recipe.toml" } " beside this page starts the same run again." }
     }
 }
 
-/// Versions, machine, times.
+/// What the time went to.
+pub(super) fn time(metrics: &Metrics) -> Option<Markup> {
+    let mut facts = vec![];
+    if let Some(seconds) = metrics.time_to_first_step_s {
+        facts.push(Fact::new("To the end of the first step, without the answers before", duration(seconds)));
+    }
+    if let Some(train) = &metrics.train {
+        facts.push(Fact::new("Training steps alone", duration(train.seconds)));
+    }
+    if let Some(generation) = metrics.generation.as_ref().filter(|generation| generation.seconds > 0.0) {
+        let tokens = plural(generation.new_tokens, "new token");
+        facts.push(Fact::new("Answers, last pass", format!("{}, {tokens}", duration(generation.seconds))));
+    }
+    (!metrics.stages.is_empty() || metrics.time_to_first_step_s.is_some()).then(|| {
+        html! {
+            @if !metrics.stages.is_empty() { (stages(&metrics.stages)) }
+            (list(&facts))
+        }
+    })
+}
+
+/// Versions and the machine.
 pub(super) fn environment(report: &Report) -> Option<Markup> {
     let mut facts = report.environment.clone();
     let metrics = &report.metrics;
-    if let Some(seconds) = metrics.time_to_first_step_s {
-        facts.push(Fact::new("Time to the first step", duration(seconds)));
-    }
-    if let Some(generation) = metrics.generation.as_ref().filter(|generation| generation.seconds > 0.0) {
-        facts.push(Fact::new(
-            "Generation, last pass",
-            format!("{}, {} new tokens", duration(generation.seconds), grouped(generation.new_tokens)),
-        ));
+    if let Some(mib) = metrics.peak_rss_mib {
+        facts.push(Fact::new("Peak memory", mebibytes(mib)));
     }
     if let Some(features) = metrics.cpu_features.as_ref().filter(|features| !features.is_empty()) {
         facts.push(Fact::new("CPU features", features.join(", ")));
     }
-    (!facts.is_empty()).then(|| {
-        html! {
-            dl class="facts" {
-                @for fact in &facts {
-                    div { dt { (Untrusted(&fact.label)) } dd { (Untrusted(&fact.value)) } }
-                }
+    (!facts.is_empty()).then(|| list(&facts))
+}
+
+fn list(facts: &[Fact]) -> Markup {
+    html! {
+        dl class="facts" {
+            @for fact in facts {
+                div { dt { (Untrusted(&fact.label)) } dd { (Untrusted(&fact.value)) } }
             }
         }
-    })
+    }
 }
 
 #[cfg(test)]

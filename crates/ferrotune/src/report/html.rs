@@ -2,15 +2,16 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::text::{Untrusted, duration, grouped};
-use super::{Report, curve, examples, facts, headline};
+use super::table::{metric_name, rows};
+use super::text::Untrusted;
+use super::{Report, comparison, curve, examples, facts, headline};
 
 /// All styling, in the page itself.
 pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The page may apply this one style sheet and nothing else: no script, image, font, frame, form or request,
 /// whatever a model wrote. A test holds the hash to the sheet.
-pub(super) const STYLE_SHA256: &str = "LrBHErja6hGkE5BbH81Xl8BfIvIJccbx413GwxXu2VU=";
+pub(super) const STYLE_SHA256: &str = "5/TNWfa2/328CGlDP/ubY+LIkR22WUuPBysWhf0SVlY=";
 
 /// The report as one HTML page that needs no other file: to open, to print, to send on.
 ///
@@ -19,17 +20,18 @@ pub(super) const STYLE_SHA256: &str = "LrBHErja6hGkE5BbH81Xl8BfIvIJccbx413GwxXu2
 /// scripts and requests besides.
 #[must_use]
 pub fn render(report: &Report) -> String {
-    let title = title(report);
+    let title = headline::title(report);
     let policy =
         format!("default-src 'none'; style-src 'sha256-{STYLE_SHA256}'; base-uri 'none'; form-action 'none'");
     let both = report.metrics.before.is_some() && report.metrics.after.is_some();
     let score_title = if both { "Before and after" } else { "Scores" };
-    let sections: [(&str, Option<Markup>); 6] = [
-        (score_title, headline::scores(report)),
+    let sections: [(&str, Option<Markup>); 7] = [
+        (score_title, comparison::scores(report)),
         ("Training", loss(report)),
         ("Outputs", outputs(report)),
         ("Data", facts::data(report)),
         ("Recipe", report.recipe.as_deref().map(facts::recipe)),
+        ("Time", facts::time(&report.metrics)),
         ("Environment", facts::environment(report)),
     ];
     let page = html! {
@@ -46,16 +48,9 @@ pub fn render(report: &Report) -> String {
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                header class="top" {
-                    p class="eyebrow" { "Fine-tuning report" }
-                    h1 { (Untrusted(&report.model)) }
-                    (lede(report))
-                }
+                (headline::top(report))
                 main {
-                    div class="summary" {
-                        (headline::hero(&report.metrics))
-                        (headline::tiles(&report.metrics))
-                    }
+                    (headline::tiles(&report.metrics))
                     @for (title, content) in &sections {
                         @if let Some(content) = content {
                             section class="part" {
@@ -72,33 +67,10 @@ pub fn render(report: &Report) -> String {
     page.into_string()
 }
 
-fn title(report: &Report) -> String {
-    match (report.model.is_empty(), report.data.is_empty()) {
-        (false, false) => format!("{} on {}", report.model, report.data),
-        (false, true) => report.model.clone(),
-        _ => "Fine-tuning report".to_owned(),
-    }
-}
-
-/// A sentence or two on what was done.
-fn lede(report: &Report) -> Markup {
-    let train = report.metrics.train.as_ref();
-    html! {
-        p class="lede" {
-            @if !report.data.is_empty() { "Fine-tuned on " b { (Untrusted(&report.data)) } }
-            @else { "Fine-tuned" }
-            @if let Some(train) = train.filter(|train| train.examples > 0) {
-                ": " (grouped(train.examples)) " examples in " (duration(train.seconds))
-            }
-            "."
-            @if let Some(method) = &report.method { " " (Untrusted(method)) "." }
-        }
-    }
-}
-
 fn loss(report: &Report) -> Option<Markup> {
     let train = report.metrics.train.as_ref()?;
-    let curve = curve::curve(&train.loss, report.metrics.validation.as_ref())?;
+    let validation = report.metrics.validation.as_ref().map_or(&[][..], |validation| &validation.history);
+    let curve = curve::curve(&train.loss, validation)?;
     Some(html! {
         p class="note" { "Loss: the mean negative log-likelihood of a target token, in nats." }
         (curve)
@@ -107,5 +79,6 @@ fn loss(report: &Report) -> Option<Markup> {
 
 fn outputs(report: &Report) -> Option<Markup> {
     let file = report.outputs_file.as_deref();
-    (!report.outputs.is_empty()).then(|| examples::examples(&report.outputs, file))
+    let metric = rows(&report.metrics).first().map(|row| metric_name(row.metric)).unwrap_or_default();
+    (!report.outputs.is_empty()).then(|| examples::examples(&report.outputs, &metric, file))
 }

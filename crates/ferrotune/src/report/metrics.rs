@@ -47,9 +47,22 @@ pub struct Metrics {
     /// before training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_to_first_step_s: Option<f64>,
+    /// What the time went to, in order; the writing of the results, which this file is part of, is not in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageTime>,
     /// What this CPU can do, as in `["avx2", "fma"]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_features: Option<Vec<String>>,
+}
+
+/// Seconds of a stage of the run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StageTime {
+    /// Its name, as in the events of the run.
+    pub name: String,
+    /// Seconds.
+    pub seconds: f64,
 }
 
 /// `train`: the loop alone, without loading, validation and generation.
@@ -233,6 +246,7 @@ mod tests {
             trainable_parameters: Some(4_884_480),
             total_parameters: Some(139_400_000),
             time_to_first_step_s: Some(9.5),
+            stages: vec![StageTime { name: "training".to_owned(), seconds: 600.5 }],
             cpu_features: Some(vec!["avx2".to_owned(), "fma".to_owned()]),
         }
     }
@@ -263,6 +277,7 @@ mod tests {
             ("/peak_rss_mib", json!(2900.5)),
             ("/trainable_parameters", json!(4_884_480)),
             ("/time_to_first_step_s", json!(9.5)),
+            ("/stages", json!([{"name": "training", "seconds": 600.5}])),
             ("/cpu_features", json!(["avx2", "fma"])),
         ] {
             assert_eq!(json.pointer(path), Some(&expected), "{path}");

@@ -19,25 +19,32 @@
 //! assert!(html.contains("+16.7"));
 //! ```
 
+mod comparison;
 mod curve;
 mod examples;
 mod facts;
 mod headline;
 mod html;
+mod lengths;
 mod metrics;
+mod panels;
 mod scale;
 mod scores;
+mod series;
+mod stages;
 mod table;
 #[cfg(test)]
 mod tests;
 mod text;
+mod words;
 
 use serde::{Deserialize, Serialize};
 
 pub use html::render;
+pub use lengths::Lengths;
 pub use metrics::{
-    DataMetrics, FileMetrics, GenerationMetrics, LoggedStep, Metrics, TrainMetrics, ValidationMetrics,
-    ValidationStep,
+    DataMetrics, FileMetrics, GenerationMetrics, LoggedStep, Metrics, StageTime, TrainMetrics,
+    ValidationMetrics, ValidationStep,
 };
 pub use scores::{Interval, Scores};
 pub use table::table;
@@ -63,6 +70,9 @@ pub struct Report {
     pub outputs_file: Option<String>,
     /// The data files, one entry each.
     pub splits: Vec<Split>,
+    /// How long the training examples are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lengths: Option<Lengths>,
     /// What was found in the training data before the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preflight: Option<PreflightFacts>,
@@ -87,12 +97,12 @@ pub struct Output {
     /// The answer after training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// ROUGE-L of `before` against `reference`, 0 to 100.
+    /// The score of `before` against `reference` by the first metric, 0 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub before_rouge_l: Option<f64>,
-    /// ROUGE-L of `after` against `reference`, 0 to 100.
+    pub before_score: Option<f64>,
+    /// The score of `after` against `reference` by the first metric, 0 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub after_rouge_l: Option<f64>,
+    pub after_score: Option<f64>,
 }
 
 /// A label and a value.

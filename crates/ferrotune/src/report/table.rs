@@ -39,6 +39,16 @@ pub(super) fn rows(metrics: &Metrics) -> Vec<Row<'_>> {
         .collect()
 }
 
+/// `rougeL` as papers write it.
+pub(super) fn metric_name(metric: &str) -> String {
+    match (metric.strip_prefix("rouge"), metric) {
+        (Some(kind), _) => format!("ROUGE-{kind}"),
+        (None, "bleu") => "BLEU".to_owned(),
+        (None, "chrf") => "chrF".to_owned(),
+        (None, other) => other.to_owned(),
+    }
+}
+
 /// The before/after table as plain text: a line a metric, with 95 % intervals and the change.
 ///
 /// Columns of what was not measured are left out; with nothing measured the text is empty.

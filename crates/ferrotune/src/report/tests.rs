@@ -16,8 +16,8 @@ fn filled_with(text: &str) -> Report {
         reference: own(),
         before: Some(own()),
         after: Some(own()),
-        before_rouge_l: Some(10.0),
-        after_rouge_l: Some(score),
+        before_score: Some(10.0),
+        after_score: Some(score),
     };
     let scores: Scores = [(text, Interval { value: 3.0, low: 2.0, high: 4.0 })].into_iter().collect();
     Report {
@@ -32,12 +32,14 @@ fn filled_with(text: &str) -> Report {
                 loss: vec![LoggedStep { step: 1, loss: 2.0, ..Default::default() }; 2],
                 ..Default::default()
             }),
+            stages: vec![StageTime { name: own(), seconds: 1.5 }],
             cpu_features: Some(vec![own()]),
             ..Metrics::default()
         },
         outputs: (0..20).map(|index| output(f64::from(index))).collect(),
         outputs_file: Some(own()),
         splits: vec![Split { name: own(), file: own(), ..Split::default() }],
+        lengths: Some(Lengths::of(&[3, 5, 8])),
         preflight: Some(PreflightFacts {
             marked_example: format!("{text}⟦{text}⟧"),
             marked_source: Some(own()),
@@ -142,29 +144,80 @@ fn a_part_without_data_has_no_section() {
     assert_eq!(with(|report| report.metrics.after = score(30.0)), "Scores");
     assert_eq!(with(|report| report.metrics.train = Some(TrainMetrics::default())), "");
     assert_eq!(with(|report| report.metrics.train = filled_with("x").metrics.train), "Training");
+    assert_eq!(with(|report| report.metrics.stages = filled_with("x").metrics.stages), "Time");
     assert_eq!(with(|report| report.outputs = filled_with("x").outputs), "Outputs");
     assert_eq!(with(|report| report.preflight = filled_with("x").preflight), "Data");
     assert_eq!(with(|report| report.recipe = Some("seed = 1".into())), "Recipe");
-    assert_eq!(with(|report| report.metrics.time_to_first_step_s = Some(4.0)), "Environment");
-    assert_eq!(render(&filled_with("x")).matches("<h2>").count(), 6, "a whole report has every section");
+    assert_eq!(with(|report| report.metrics.time_to_first_step_s = Some(4.0)), "Time");
+    assert_eq!(with(|report| report.metrics.peak_rss_mib = Some(4.0)), "Environment");
+    assert_eq!(render(&filled_with("x")).matches("<h2>").count(), 7, "a whole report has every section");
 }
 
 #[test]
-fn the_headline_says_the_change_whatever_its_sign() {
-    let page = |before: f64, after: f64| {
-        render(&Report {
-            metrics: Metrics { before: score(before), after: score(after), ..Metrics::default() },
-            ..Report::default()
-        })
-    };
-    assert!(page(16.7, 33.4).contains("<b class=\"up\">+16.7 points</b>"));
-    assert!(page(33.4, 16.7).contains("<b class=\"down\">−16.7 points</b>"));
-    assert!(page(33.4, 33.4).contains("<b class=\"level\">+0.0 points</b>"));
-    let only_after = render(&Report {
-        metrics: Metrics { after: score(33.4), ..Metrics::default() },
-        ..Report::default()
-    });
-    assert!(!only_after.contains("points") && !only_after.contains(">Before<"));
+fn the_result_stands_at_the_top_and_in_the_title() {
+    let mut report = filled_with("x");
+    report.metrics.before = score(16.7);
+    report.metrics.after = score(33.4);
+    report.metrics.change = score(16.7);
+    let html = render(&report);
+    assert!(html.contains("<h1>ROUGE-1 rose from 16.7 to 33.4</h1>"), "{html}");
+    assert!(
+        html.contains("<title>ROUGE-1 rose from 16.7 to 33.4 \u{b7} x \u{b7} fine-tuning report</title>")
+    );
+    assert!(html.contains("<b class=\"up\">+16.7</b>"), "the table says it too");
+    report.metrics.change =
+        Some([("rouge1", Interval { value: 16.7, low: -0.1, high: 33.0 })].into_iter().collect());
+    assert!(render(&report).contains("<b class=\"level\">+16.7</b>"), "it may be chance");
+    report.metrics.change = None;
+    report.metrics.after = score(6.7);
+    assert!(render(&report).contains("<b class=\"down\">−10.0</b>"));
+    // Without a result the model's name is the headline.
+    let nothing = render(&Report { model: "SmolLM2".into(), ..Report::default() });
+    assert!(nothing.contains("<h1>SmolLM2</h1>"), "{nothing}");
+}
+
+#[test]
+fn headings_are_in_order_and_every_table_has_a_caption() {
+    for outputs in [0, 2, 20] {
+        let mut report = filled_with("x");
+        report.outputs.truncate(outputs);
+        let html = render(&report);
+        let mut last = 0;
+        for rest in html.split("<h").skip(1) {
+            let Some(level) = rest.chars().next().and_then(|digit| digit.to_digit(10)) else { continue };
+            assert!(level <= last + 1 && (level > 1 || last == 0), "h{level} after h{last}");
+            last = level;
+        }
+        assert_eq!(html.matches("<table").count(), html.matches("<caption>").count());
+        for cell in html.split("<th").skip(1).filter(|rest| rest.starts_with([' ', '>'])) {
+            assert!(cell.starts_with(" scope="), "<th{cell}");
+        }
+        for chart in html.split("<svg").skip(1).map(|rest| rest.split('>').next().unwrap_or_default()) {
+            let labelled = chart.contains("role=\"img\" aria-label=\"");
+            assert!(labelled || chart.contains("aria-hidden=\"true\""), "<svg{chart}>");
+        }
+    }
+}
+
+#[test]
+fn a_large_run_makes_a_page_of_moderate_size() {
+    let mut report = filled_with(&"long words of a model ".repeat(2_000));
+    let logged = |step| LoggedStep { step, loss: 2.0, learning_rate: 1e-3, grad_norm: 1.0 };
+    let history = (0..=10_000).map(|step| ValidationStep { step, loss: 2.5 }).collect();
+    report.metrics.train =
+        Some(TrainMetrics { loss: (1..=10_000).map(logged).collect(), ..Default::default() });
+    report.metrics.validation = Some(ValidationMetrics { history, ..Default::default() });
+    report.outputs = vec![report.outputs[0].clone(); 10_000];
+    report.model = "m".into();
+    let scores =
+        |value| (0..20).map(|i| (format!("metric {i}"), Interval { value, low: 1.0, high: 99.0 })).collect();
+    (report.metrics.before, report.metrics.after) = (Some(scores(10.0)), Some(scores(20.0)));
+    report.splits.clear();
+    report.environment.clear();
+    report.metrics.cpu_features = None;
+    let html = render(&report);
+    assert!(html.len() < 1_000_000, "{}", html.len());
+    assert!(html.contains(" of 10,000 outputs") && html.contains("metric 19"));
 }
 
 #[test]
@@ -172,7 +225,7 @@ fn numbers_that_are_no_numbers_break_nothing() {
     let mut report = filled_with("x");
     report.metrics.before = score(f64::NAN);
     report.metrics.after = score(f64::INFINITY);
-    report.outputs[0].after_rouge_l = Some(f64::NAN);
+    report.outputs[0].after_score = Some(f64::NAN);
     report.metrics.validation =
         Some(ValidationMetrics { loss: f64::NAN, loss_before: Some(f64::INFINITY), ..Default::default() });
     let html = render(&report);

@@ -68,6 +68,11 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
+/// `1 step`, `1,234 steps`.
+pub(super) fn plural(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
 /// `950`, `4.88 M`, `1.24 B`.
 pub(super) fn count(number: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]

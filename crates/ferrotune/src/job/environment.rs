@@ -1,0 +1,78 @@
+//! What a run was made with, and when.
+
+use crate::{recipe::Recipe, report::Fact};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Versions, machine and dates, for the report.
+pub(super) fn environment(recipe: &Recipe, started: SystemTime) -> Vec<Fact> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let libtorch = ferrotune_autograd::libtorch_version().unwrap_or_else(|| "unknown".to_owned());
+    let mut facts = vec![
+        Fact::new("Started", utc(started)),
+        Fact::new("Finished", utc(SystemTime::now())),
+        Fact::new("ferrotune", env!("CARGO_PKG_VERSION")),
+        Fact::new("libtorch", libtorch),
+        Fact::new("Device", &recipe.runtime.device),
+        Fact::new("Compute dtype", &recipe.runtime.compute_dtype),
+        Fact::new("Threads", format!("{} of {cores} cores", tch::get_num_threads())),
+        Fact::new("System", format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH)),
+    ];
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    facts.extend(processor(&cpuinfo).map(|name| Fact::new("Processor", name)));
+    facts
+}
+
+/// The processor's name, which Linux says once for each core.
+fn processor(cpuinfo: &str) -> Option<&str> {
+    let (_, name) = cpuinfo.lines().find(|line| line.starts_with("model name"))?.split_once(':')?;
+    Some(name.trim()).filter(|name| !name.is_empty())
+}
+
+/// `2026-11-24 12:04 UTC`.
+fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let (mut days, minutes) = (seconds / 86_400, seconds / 60 % 1_440);
+    let is_leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let mut month = 1;
+    for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!("{year}-{month:02}-{:02} {:02}:{:02} UTC", days + 1, minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59 UTC"),
+            (1_735_689_600, "2025-01-01 00:00 UTC"),
+            (1_795_521_840, "2026-11-24 12:04 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+        ] {
+            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+    }
+
+    #[test]
+    fn the_processor_is_named_where_the_system_says_it() {
+        let text = "processor\t: 0\nmodel name\t: A CPU @ 2.0: fast\nflags\t: avx\nmodel name\t: A CPU\n";
+        assert_eq!(processor(text), Some("A CPU @ 2.0: fast"));
+        assert_eq!(processor("Features : neon"), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! What a run measured, put together for its files.
+
+use super::{
+    PackedDataset,
+    evaluation::{Pass, TestSet},
+    output::outputs,
+};
+use crate::{
+    Result,
+    recipe::{Recipe, TargetModules},
+    report::{
+        Fact, Lengths, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
+        ValidationStep,
+    },
+};
+use ferrotune_data::{Preflight, Tokenized};
+use ferrotune_trainer::{TrainOutcome, TrainPlan};
+use std::path::Path;
+
+/// `validation` of `metrics.json`.
+pub(super) fn validation_metrics(outcome: &TrainOutcome) -> Option<ValidationMetrics> {
+    let last = outcome.validation?;
+    let history: Vec<ValidationStep> = outcome
+        .evaluations
+        .iter()
+        .map(|record| ValidationStep { step: record.step as u64, loss: record.evaluation.loss })
+        .collect();
+    Some(ValidationMetrics {
+        loss: last.loss,
+        loss_before: history.iter().find(|at| at.step == 0).map(|at| at.loss),
+        history,
+        examples: last.examples as u64,
+        target_tokens: last.target_tokens as u64,
+    })
+}
+
+/// `train` of `metrics.json`.
+pub(super) fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &PackedDataset) -> TrainMetrics {
+    let step_examples = plan.per_device_train_batch_size * plan.gradient_accumulation_steps;
+    let whole_epochs = outcome.global_step / plan.steps_per_epoch.max(1);
+    let rest = (outcome.global_step % plan.steps_per_epoch.max(1)) * step_examples;
+    let targets: usize = data.rows().iter().map(Tokenized::target_tokens).sum();
+    let epochs = whole_epochs as f64 + rest as f64 / plan.examples.max(1) as f64;
+    TrainMetrics {
+        seconds: outcome.seconds,
+        steps: outcome.global_step as u64,
+        epochs,
+        examples: (whole_epochs * plan.examples + rest) as u64,
+        real_tokens: outcome.real_tokens as u64,
+        target_tokens: (targets as f64 * epochs).round() as u64,
+        real_tokens_per_s: outcome.tokens_per_s(),
+        loss: outcome
+            .history
+            .iter()
+            .map(|record| LoggedStep {
+                step: record.step as u64,
+                loss: record.loss,
+                learning_rate: record.learning_rate,
+                grad_norm: record.grad_norm,
+            })
+            .collect(),
+    }
+}
+
+/// The page, before it is drawn.
+pub(super) fn report(
+    recipe: &Recipe,
+    metrics: Metrics,
+    preflight: &Preflight,
+    (splits, train): (Vec<Split>, &PackedDataset),
+    test: Option<&TestSet>,
+    [before, after]: [Option<&Pass>; 2],
+    environment: Vec<Fact>,
+) -> Result<Report> {
+    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let model = match name(&recipe.model.path) {
+        generic if generic == "hf" => recipe.model.path.parent().map(name).unwrap_or(generic),
+        own => own,
+    };
+    let modules = match &recipe.lora.target_modules {
+        TargetModules::AllLinear => "all linear layers".to_owned(),
+        TargetModules::Named(names) => names.join(", "),
+    };
+    let lengths: Vec<usize> = train.rows().iter().map(|row| row.input_ids.len()).collect();
+    Ok(Report {
+        model,
+        data: recipe.data.train.display().to_string(),
+        method: Some(format!("LoRA r = {}, alpha = {} on {modules}", recipe.lora.r, recipe.lora.lora_alpha)),
+        metrics,
+        outputs: test.map_or(Ok(vec![]), |test| outputs(test, before, after))?,
+        outputs_file: test.map(|_| "predictions.jsonl".to_owned()),
+        splits,
+        lengths: Some(Lengths::of(&lengths)),
+        preflight: Some(PreflightFacts {
+            rows: preflight.rows as u64,
+            rows_without_target: preflight.rows_without_target.len() as u64,
+            rows_cut: preflight.rows_cut.len() as u64,
+            rows_with_stop_target: preflight.rows_with_stop_target as u64,
+            marked_example: preflight.marked_example.clone(),
+            marked_source: preflight.marked_source.as_ref().map(ToString::to_string),
+        }),
+        recipe: Some(recipe.to_toml()?),
+        environment,
+    })
+}

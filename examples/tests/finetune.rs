@@ -212,7 +212,7 @@ fn json_events_are_one_object_a_line_and_end_with_done() {
 #[test]
 fn a_run_that_fails_says_so_in_its_last_event() {
     let job = Job::new();
-    job.write("train.jsonl", "{");
+    job.write("train.jsonl", "no JSON");
     let run = job.run("finetune", &["recipe.toml", "--json"]);
     run.refused(&["train.jsonl:1:"]);
     let last = json_lines(&run.stdout).pop().unwrap();

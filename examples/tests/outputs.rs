@@ -1,0 +1,162 @@
+//! `docs/outputs.md` names what runs write, no more and no less.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+
+mod common;
+
+use common::{Job, command, finish, json_lines, signal, snapshot};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead, BufReader, Read},
+    process::Stdio,
+};
+
+type Names = BTreeSet<String>;
+
+fn page() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/outputs.md")).unwrap()
+}
+
+/// The text of a section, up to the next heading of its level or a higher one.
+fn section<'a>(page: &'a str, heading: &str) -> &'a str {
+    let level = heading.split(' ').next().unwrap();
+    let (_, rest) =
+        page.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("there is no {heading}"));
+    let end = (1..=level.len()).filter_map(|level| rest.find(&format!("\n{} ", "#".repeat(level)))).min();
+    &rest[..end.unwrap_or(rest.len())]
+}
+
+/// What stands in code in the first column of the section's tables.
+fn listed(section: &str) -> Names {
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| row.split('`').next().unwrap().to_owned()).collect()
+}
+
+/// The path of each number, text, null and empty value: `train.loss[].step`.
+fn paths(value: &Value, path: &str, found: &mut Names) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                paths(value, &if path.is_empty() { name.clone() } else { format!("{path}.{name}") }, found);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            items.iter().for_each(|item| paths(item, &format!("{path}[]"), found));
+        }
+        _ => {
+            found.insert(path.to_owned());
+        }
+    }
+}
+
+/// `before.rouge1_low` as `before.METRIC_low`.
+fn any_metric(path: String) -> String {
+    ["rougeL", "rouge1", "rouge2"]
+        .iter()
+        .fold(path, |path, metric| path.replace(&format!(".{metric}"), ".METRIC"))
+}
+
+#[test]
+fn files_and_their_keys_are_those_of_the_page() {
+    let page = page();
+    let job = Job::new();
+    job.finetune(&["training.eval_strategy=epoch"]).succeeded();
+    let folder = job.path("out");
+    let files: Names = snapshot(&folder)
+        .into_iter()
+        .filter(|(_, bytes)| bytes.is_some())
+        .map(|(path, _)| path.strip_prefix(&folder).unwrap().display().to_string())
+        .collect();
+    assert_eq!(files, listed(section(&page, "## Files")));
+
+    let mut found = Names::new();
+    paths(&job.json("out/metrics.json"), "", &mut found);
+    let found: Names = found.into_iter().map(any_metric).collect();
+    assert_eq!(found, listed(section(&page, "## `metrics.json`")));
+
+    let mut found = Names::new();
+    job.json_lines("out/predictions.jsonl").iter().for_each(|line| paths(line, "", &mut found));
+    assert_eq!(found, listed(section(&page, "## `predictions.jsonl`")));
+}
+
+/// The fields of an event, but for its kind.
+fn fields(event: &Value) -> Names {
+    event.as_object().unwrap().keys().filter(|key| *key != "event").cloned().collect()
+}
+
+#[test]
+fn events_and_exit_codes_are_those_of_the_page() {
+    let page = page();
+    let job = Job::new();
+    let done = job.run("finetune", &["recipe.toml", "--json"]);
+    let refused = job.run(
+        "finetune",
+        &["recipe.toml", "--json", "--set", "output_dir=again", "--set", "data.train=absent"],
+    );
+    let arguments =
+        ["recipe.toml", "--json", "--set", "output_dir=long", "--set", "training.max_steps=1000000"];
+    let mut child = command("finetune", job.folder(), arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut rest = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("\"step\":2,") {
+        assert!(rest.read_line(&mut text).unwrap() > 0, "{text}");
+    }
+    signal(child.id(), "INT");
+    rest.read_to_string(&mut text).unwrap();
+    let interrupted = finish(child);
+
+    let codes: Names = [&done, &refused, &interrupted].map(|run| run.code.unwrap().to_string()).into();
+    assert_eq!(codes, listed(section(&page, "## Exit codes")));
+    assert_eq!([done.code, interrupted.code, refused.code], [Some(0), Some(1), Some(2)]);
+
+    let mut found: BTreeMap<String, Names> = BTreeMap::new();
+    for events in [&done.stdout, &refused.stdout, &text].map(|text| json_lines(text)) {
+        let last = events.last().unwrap()["event"].as_str().unwrap();
+        assert!(["done", "interrupted", "error"].contains(&last), "{last}");
+        for event in events {
+            let name = event["event"].as_str().unwrap().to_owned();
+            assert_eq!(*found.entry(name).or_insert_with(|| fields(&event)), fields(&event), "{event}");
+        }
+    }
+    let events = section(&page, "## Events");
+    let documented: BTreeMap<String, Names> = events
+        .lines()
+        .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+        .map(|name| (name.to_owned(), listed(section(&page, &format!("### `{name}`")))))
+        .collect();
+    assert_eq!(found, documented);
+
+    let examples: Vec<Value> = events
+        .split("```json\n")
+        .skip(1)
+        .map(|rest| serde_json::from_str(rest.split("```").next().unwrap()).unwrap())
+        .collect();
+    assert_eq!(examples.len(), documented.len(), "an example of each");
+    for example in examples {
+        assert_eq!(fields(&example), documented[example["event"].as_str().unwrap()], "{example}");
+    }
+    // The parts of the run are named as they come.
+    let stages = section(&page, "### `stage`");
+    for event in json_lines(&done.stdout).iter().filter(|event| event["event"] == "stage") {
+        assert!(stages.contains(&format!("`{}`", event["name"].as_str().unwrap())), "{event}");
+    }
+}
+
+#[test]
+fn a_log_is_a_few_plain_lines() {
+    let job = Job::new();
+    let run =
+        job.finetune(&["training.max_steps=400", "training.eval_strategy=steps", "training.eval_steps=1"]);
+    run.succeeded();
+    assert!(!run.stderr.chars().any(|c| c.is_control() && c != '\n'), "{run}");
+    let lines =
+        run.stderr.lines().filter(|line| line.starts_with("step ") || line.contains("validation")).count();
+    assert!((3..60).contains(&lines), "{run}");
+    assert!(run.stderr.contains("validation loss") && run.stderr.contains("step 400/400"), "{run}");
+}

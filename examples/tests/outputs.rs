@@ -1,7 +1,7 @@
 //! `docs/outputs.md` names what runs write, no more and no less.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "the allowance for tests does not reach their helpers")]
 
 mod common;
 

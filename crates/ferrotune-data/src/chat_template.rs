@@ -7,11 +7,15 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 
-use crate::{Error, Message, Result, generation_tags, python_json, python_methods, strftime};
+use crate::own_stack::{self, Failed};
+use crate::{Error, Message, Result, bounds, generation_tags, python_json, python_methods, strftime};
 
 /// Steps that a template may take before it is stopped; it also pays one for 64 bytes of text that it makes, so this bounds
-/// the memory (320 MiB) as well. The templates in use need some hundreds per message.
-const FUEL: u64 = 5_000_000;
+/// the memory (128 MiB) as well. The templates in use need some hundreds per message.
+const FUEL: u64 = 2_000_000;
+
+/// The longest template that is compiled; those in use have up to 30 KB.
+pub(crate) const MAX_TEMPLATE_BYTES: usize = 128 << 10;
 
 /// The name under which the template is compiled.
 const NAME: &str = "chat_template";
@@ -24,6 +28,10 @@ const NAME: &str = "chat_template";
 /// strings and dicts. `tools` and `documents` are none.
 ///
 /// `strftime_now` gives the time in UTC (Python gives local time), unless [`at_time`](Self::at_time) fixes it.
+///
+/// A template is a program out of a downloaded folder. Its length, its steps, the text it makes and the depth of what it shows are
+/// limited. What is not are operators on values built to defeat them: `~`, `==` and `<` on a list or namespace that holds itself, or
+/// one list many times over, and a list that is added to itself dozens of times.
 ///
 /// # Examples
 /// ```
@@ -59,6 +67,13 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::TemplateSyntax`] with the line if the source is not valid Jinja.
     pub fn new(source: &str, special_tokens: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        if source.len() > MAX_TEMPLATE_BYTES {
+            let cause = format!(
+                "{} bytes, more than the {MAX_TEMPLATE_BYTES} that a template may have",
+                source.len()
+            );
+            return Err(Error::TemplateSyntax { line: 1, cause });
+        }
         let invalid = |error: minijinja::Error| Error::TemplateSyntax {
             line: error.line().unwrap_or(1),
             cause: words(&error),
@@ -69,13 +84,22 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
+        // Errors would carry the template's variables, which may be nested too deeply to be dropped on another stack.
+        environment.set_debug(false);
         python_methods::install(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| now(SystemTime::now(), format));
         environment.add_filter("tojson", tojson);
+        environment.set_formatter(|out, state, value| {
+            bounds::check(value)?;
+            minijinja::escape_formatter(out, state, value)
+        });
         // Jinja reads every line end as \n, and the tag `generation` is an extension of transformers.
         let text = generation_tags::replace(&source.replace("\r\n", "\n").replace('\r', "\n"));
-        environment.add_template_owned(NAME, text).map_err(invalid)?;
+        let compiled = own_stack::run(|| environment.add_template_owned(NAME, text));
+        compiled
+            .map_err(|Failed(why)| Error::TemplateSyntax { line: 1, cause: why.to_string() })?
+            .map_err(invalid)?;
         Ok(Self {
             environment,
             source: source.to_string(),
@@ -111,7 +135,11 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
         variables.insert("tools", Value::from(()));
         variables.insert("documents", Value::from(()));
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(variables));
+        let rendered = own_stack::run(|| {
+            self.environment.get_template(NAME).and_then(|template| template.render(variables))
+        });
+        let rendered =
+            rendered.map_err(|Failed(why)| Error::TemplateRender { line: 1, cause: why.to_string() })?;
         rendered.map_err(|error| {
             let line = error.line().unwrap_or(1);
             match raised(&error) {
@@ -140,6 +168,7 @@ fn words(error: &minijinja::Error) -> String {
 struct Raised(String);
 
 fn raise_exception(message: &Value) -> std::result::Result<Value, minijinja::Error> {
+    bounds::check(message)?;
     let message = message.to_string();
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
 }

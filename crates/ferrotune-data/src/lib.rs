@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod bounds;
 mod chat_template;
 mod error;
 mod example;
@@ -10,6 +11,7 @@ mod json;
 mod jsonl;
 mod on_error;
 mod order;
+mod own_stack;
 mod pack;
 mod preflight;
 mod python_json;

@@ -3,6 +3,12 @@
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+/// More text than any prompt has.
+const MAX_BYTES: usize = 32 << 20;
+
+/// More than any separator or indentation has.
+const MAX_SEPARATOR_BYTES: usize = 64;
+
 /// The parameters of `json.dumps`.
 pub(crate) struct Style {
     pub ensure_ascii: bool,
@@ -28,6 +34,10 @@ pub(crate) fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
         Some([item, key]) => (item.as_str(), key.as_str()),
         Some(_) => return Err(invalid("tojson: separators must be two strings")),
     };
+    if [item, key, indent.as_deref().unwrap_or_default()].iter().any(|text| text.len() > MAX_SEPARATOR_BYTES)
+    {
+        return Err(invalid("tojson: a separator or an indentation is too long"));
+    }
     let mut writer = Writer { out: String::new(), style, indent: indent.as_deref(), item, key };
     writer.value(value, 0)?;
     Ok(writer.out)
@@ -47,6 +57,9 @@ struct Writer<'s> {
 
 impl Writer<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if self.out.len() > MAX_BYTES {
+            return Err(invalid("tojson: the text is too long"));
+        }
         if depth > 128 {
             return Err(invalid("tojson: the value is nested too deeply"));
         }

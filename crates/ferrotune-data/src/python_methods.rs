@@ -4,6 +4,8 @@ use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use crate::bounds;
+
 /// A result of a template function.
 type Answer<T = Value> = Result<T, Error>;
 
@@ -12,6 +14,13 @@ pub(crate) fn install(environment: &mut Environment<'_>) {
     environment.set_unknown_method_callback(method);
     environment.add_filter("trim", |text: &str, chars: Option<&str>| strip(text, chars).to_string());
     environment.add_filter("int", int);
+    environment.add_filter("string", |value: &Value| -> Answer {
+        if value.as_str().is_some() {
+            return Ok(value.clone());
+        }
+        bounds::check(value)?;
+        Ok(value.to_string().into())
+    });
     // In Python strings and dicts have a length and items, which is all that Jinja asks for.
     environment.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
@@ -48,6 +57,10 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Answer> {
         "partition" => one(args).and_then(|separator| partition(text, separator, true)),
         "rpartition" => one(args).and_then(|separator| partition(text, separator, false)),
         "rsplit" => rsplit(text, args)?,
+        // A width in a format is a number that the template chooses.
+        "format" if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 5) => {
+            Err(invalid("format: the width is too large"))
+        }
         "zfill" => from_args(args).and_then(|(width,): (usize,)| zfill(text, width)),
         "ljust" => justify(text, args, |_, _| 0),
         "rjust" => justify(text, args, |missing, _| missing),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{
     Completion, Error, Example, LongExamples, OnError, Problems, Prompt, Result, Source, TextTokenizer,
-    Truncation,
+    Truncation, own_stack,
 };
 
 /// The label of a token that is not a target, as in PyTorch and Hugging Face.
@@ -192,14 +192,19 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + S
         }
         result
     };
-    let until_hopeless = |items: &[T]| -> Vec<Result<R>> {
+    let until_hopeless = &|items: &[T]| -> Vec<Result<R>> {
         items.iter().take_while(|_| !hopeless.load(Ordering::Relaxed)).map(work).collect()
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            items.chunks(chunk).map(|chunk| scope.spawn(move || until_hopeless(chunk))).collect();
-        let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<Result<R>>>| {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let workers: Vec<_> = items
+            .chunks(chunk)
+            .map(|chunk| (chunk, own_stack::spawn(scope, move || until_hopeless(chunk))))
+            .collect();
+        let join = |(chunk, worker): (_, std::io::Result<std::thread::ScopedJoinHandle<'_, _>>)| match worker
+        {
+            Ok(worker) => worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // No more threads to be had.
+            Err(_) => until_hopeless(chunk),
         };
         workers.into_iter().flat_map(join).collect()
     })

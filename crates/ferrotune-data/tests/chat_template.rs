@@ -85,24 +85,6 @@ fn a_template_that_is_not_valid_names_its_line() {
 }
 
 #[test]
-fn endless_and_huge_templates_are_stopped() {
-    for template in [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ 'x' * 99999999999 }}",
-        "{{ 'x'.ljust(99999999999) }}",
-        "{{ range(99999999999) | list | length }}",
-        "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('x', 'xx') %}{% endfor %}",
-    ] {
-        match render(template, &[]) {
-            Err(Error::TemplateRender { .. } | Error::TemplateEndless { .. }) => {}
-            other => panic!("{template}: {:?}", other.map(|text| text.len())),
-        }
-    }
-}
-
-#[test]
 fn the_clock_can_be_stopped() {
     let template = ChatTemplate::new("{{ strftime_now('%d %b %Y') }}", []).unwrap();
     let day = UNIX_EPOCH + Duration::from_secs(1_721_952_000);

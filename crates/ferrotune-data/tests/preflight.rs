@@ -91,6 +91,7 @@ fn rows_with_too_few_labels_are_refused() {
     let mut bad = row(3, "123", 0);
     bad.labels.pop();
     let error = Preflight::new(&[bad], &tokenizer(), &[], 5).unwrap_err();
+    assert!(matches!(error, Error::LabelCount { tokens: 3, labels: 2, .. }));
     assert_eq!(
         error.to_string(),
         "train.jsonl:3: 3 tokens but 2 labels: every token needs one label (-100 for no target)"

@@ -214,3 +214,37 @@ fn clean_up_of_spaces_is_for_other_models_than_bpe() {
     });
     assert_eq!(round(&forced.unwrap()), "Stop, he said.");
 }
+
+#[test]
+fn what_is_wrong_with_a_model_directory_has_its_own_variant() {
+    let remove = |name: &str| with_files("chatml", |dir| std::fs::remove_file(dir.join(name)).unwrap());
+    let write =
+        |name: &str, text: &str| with_files("chatml", |dir| std::fs::write(dir.join(name), text).unwrap());
+    assert!(matches!(remove("tokenizer.json"), Err(Error::MissingFile { .. })));
+    assert!(matches!(write("tokenizer.json", "{}"), Err(Error::BadTokenizerFile { .. })));
+    assert!(matches!(
+        write("chat_template.jinja", "{% for %}"),
+        Err(Error::BadChatTemplate { cause, .. }) if matches!(*cause, Error::TemplateSyntax { line: 1, .. })
+    ));
+    let huge = with_files("chatml", |dir| {
+        std::fs::File::create(dir.join("tokenizer.json")).unwrap().set_len(1 << 40).unwrap();
+    });
+    assert!(matches!(huge, Err(Error::TooLarge { bytes, .. }) if bytes == 1 << 40));
+    let folder = with_files("chatml", |dir| {
+        std::fs::remove_file(dir.join("tokenizer_config.json")).unwrap();
+        std::fs::create_dir(dir.join("tokenizer_config.json")).unwrap();
+    });
+    assert!(matches!(folder, Err(Error::NotAFile { found: "a folder", .. })));
+
+    let bare = remove("chat_template.jinja").unwrap();
+    let messages = Prompt::Messages(vec![Message::new("user", "hello")]);
+    let answer = Completion::Messages(vec![Message::new("assistant", "world")]);
+    let error = tokenize_all(&[example(messages.clone(), answer)], &bare, NO_LIMIT).unwrap_err();
+    assert!(matches!(error, Error::NoChatTemplate { .. }));
+    let mixed = tokenize(
+        &example(messages, Completion::Text("world".into())),
+        &with_files("chatml", |_| {}).unwrap(),
+    );
+    assert!(matches!(mixed, Err(Error::Example { cause, .. }) if matches!(*cause, Error::MixedForms)));
+    assert!(matches!(read_examples(Path::new("no/such/file.jsonl"), None), Err(Error::Io { .. })));
+}

@@ -88,3 +88,61 @@ fn a_recipe_in_the_wrong_place_is_no_recipe() {
     job.run("finetune", &["train.jsonl"]).refused(&["train.jsonl:1:", "not valid TOML"]);
     job.run("finetune", &["recipes"]).refused(&["recipes"]);
 }
+
+/// The commands that a help text shows, each on one line.
+fn shown_commands(help: &str) -> Vec<String> {
+    let text = help.replace("\\\n", " ");
+    let is_command = |line: &&str| ["cargo run ", "printf "].iter().any(|start| line.starts_with(start));
+    text.lines().map(str::trim).filter(is_command).map(str::to_owned).collect()
+}
+
+/// Splits a command at white space, but not within double quotes.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in command.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn the_commands_of_every_help_text_are_understood() {
+    let job = Job::new();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let sources = fs::read_dir(root.join("examples/examples")).unwrap();
+    let mut programs: Vec<String> =
+        sources.map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    programs.sort_unstable();
+    assert!(programs.len() >= 6, "{programs:?}");
+    for program in &programs {
+        let help = job.run(program, &["--help"]);
+        let commands = shown_commands(&help.succeeded().stdout);
+        assert!(commands.iter().any(|command| command.contains(&format!("--example {program} "))), "{help}");
+        for command in commands {
+            if command.starts_with("printf ") {
+                let mut shell = std::process::Command::new("sh");
+                let status = shell.args(["-c", &command]).current_dir(job.folder()).status();
+                assert!(status.unwrap().success(), "{command}");
+                continue;
+            }
+            let words = words(&command);
+            let name = &words[words.iter().position(|word| word == "--example").unwrap() + 1];
+            assert!(programs.contains(name), "{command}");
+            for path in words.iter().filter(|word| word.starts_with("examples/")) {
+                assert!(root.join(path).is_file(), "{command}");
+            }
+            // From another folder, most of them lack their files; but none is at odds with the arguments that there are.
+            let arguments = words.iter().position(|word| word == "--").map_or(&[][..], |at| &words[at + 1..]);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let run = job.run(name, &arguments);
+            assert!(run.code == Some(0) || run.code == Some(2), "{command}: {run}");
+            assert!(!run.stderr.contains("--help") && !run.stderr.contains("Usage:"), "{command}: {run}");
+        }
+    }
+}

@@ -6,6 +6,9 @@ use super::config::Recipe;
 use super::problem::{Place, Problem, ProblemKind};
 use super::source::Source;
 
+/// What a run writes to `output_dir`.
+const RESULTS: [&str; 5] = ["adapter", "recipe.toml", "metrics.json", "predictions.jsonl", "report.html"];
+
 /// Settings that cannot hold together. A key that already has a problem is left in peace.
 pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Vec<Problem>) {
     let troubled: Vec<String> =
@@ -76,6 +79,14 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
                 ["output_dir", key],
                 format!("`output_dir` and `{key}` are the same path, \"{}\"", recipe.output_dir.display()),
             );
+        }
+        // A result would replace what it is made from.
+        let result = path.and_then(|path| RESULTS.into_iter().find(|name| plain(path) == output.join(name)));
+        if let Some(name) = result {
+            let reason = format!(
+                "`{key}` is what the run itself writes, `{name}` of `output_dir`: choose another `output_dir`"
+            );
+            contradiction(["output_dir", key], reason);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The recipe itself: read, checked, written.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use ferrotune_data::{OnError, Truncation};
 use serde::Serialize;
@@ -85,7 +85,13 @@ impl Recipe {
     pub fn load(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
         let path = path.as_ref();
         let read_error = |source| Error::Read { path: path.to_owned(), source };
-        let bytes = fs::metadata(path).map_err(read_error)?.len();
+        let metadata = fs::metadata(path).map_err(read_error)?;
+        if !metadata.is_file() {
+            // A pipe may wait for ever, and a device never end.
+            let what = if metadata.is_dir() { "it is a folder" } else { "it is no regular file" };
+            return Err(read_error(io::Error::new(io::ErrorKind::InvalidInput, what)));
+        }
+        let bytes = metadata.len();
         if bytes > MAX_BYTES {
             return Err(Error::TooLarge { path: path.to_owned(), bytes, limit: MAX_BYTES });
         }

@@ -85,10 +85,24 @@ impl Source {
         if !known {
             return problems.push(unknown_section(section, place));
         }
+        let value = value.trim();
+        let mut refuse = |message| {
+            problems.push(Problem { place: place.clone(), kind: ProblemKind::Override { message } });
+        };
+        if value.is_empty() {
+            return refuse("there is no value after `=`".to_owned());
+        }
         // As TOML where it is TOML; a bare word is a string, for a shell eats the quotes.
-        let value = match DeValue::parse(value.trim()) {
+        let value = match DeValue::parse(value) {
             Ok(parsed) => to_value(&parsed),
-            Err(_) => toml::Value::String(value.trim().to_owned()),
+            Err(error) if value.starts_with(['[', '{', '"', '\'']) => {
+                return refuse(format!(
+                    "the value is not valid TOML: {}; did the shell take quotes away? Put the whole in single quotes, as in \
+                     --set 'lora.target_modules=[\"q_proj\", \"v_proj\"]'",
+                    error.message().trim_end()
+                ));
+            }
+            Err(_) => toml::Value::String(value.to_owned()),
         };
         self.insert(section, key, value, place);
     }

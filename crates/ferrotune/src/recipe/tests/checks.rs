@@ -1,0 +1,144 @@
+//! Settings that contradict each other, and files that do not exist.
+
+use super::*;
+
+#[test]
+fn contradictions_are_refused_with_their_place() {
+    for (settings, expected) in [
+        (
+            &["data.max_test=5"][..],
+            "--set data.max_test=5: `data.max_test` limits a file that is not given; add `data.test`, or remove it",
+        ),
+        (
+            &["training.lr_scheduler_type=constant", "training.warmup_steps=5"],
+            "--set training.warmup_steps=5: `training.warmup_steps` is 5, but `training.lr_scheduler_type` \
+             \"constant\" has no warm-up; use \"constant_with_warmup\", or remove `warmup_steps`",
+        ),
+        (
+            &["training.eval_strategy=epoch"],
+            "--set training.eval_strategy=epoch: `training.eval_strategy` is \"epoch\", but there is no file to \
+             evaluate; add `data.validation`, or remove `eval_strategy`",
+        ),
+        (
+            &["data.validation=v", "training.eval_steps=5"],
+            "--set training.eval_steps=5: `training.eval_steps` is given, but `training.eval_strategy` is \"no\"; \
+             use \"steps\", or remove `eval_steps`",
+        ),
+        (
+            &["data.max_validation=5"],
+            "--set data.max_validation=5: `data.max_validation` limits a file that is not given; add `data.validation`, or remove it",
+        ),
+        (
+            &["output_dir=a/", "data.test=./a/predictions.jsonl"],
+            "--set output_dir=a/: `data.test` is what the run itself writes, `predictions.jsonl` of `output_dir`: choose another \
+             `output_dir`",
+        ),
+        (
+            &["output_dir=a", "model.path=a/adapter"],
+            "--set output_dir=a: `model.path` is what the run itself writes, `adapter` of `output_dir`: choose another `output_dir`",
+        ),
+        (
+            &["output_dir=train.jsonl"],
+            "--set output_dir=train.jsonl: `output_dir` and `data.train` are the same path, \"train.jsonl\"",
+        ),
+        (
+            &["output_dir=./m/"],
+            "--set output_dir=./m/: `output_dir` and `model.path` are the same path, \"./m/\"",
+        ),
+    ] {
+        assert_eq!(problems(with(settings)), [expected]);
+    }
+    assert!(with(&["training.lr_scheduler_type=constant_with_warmup", "training.warmup_steps=5"]).is_ok());
+    assert!(with(&["data.test=t", "data.max_test=5"]).is_ok());
+    // A key that is wrong by itself contradicts nothing.
+    assert_eq!(problems(with(&["data.max_test=5", "data.test=1"])).len(), 1);
+}
+
+#[test]
+fn a_recipe_made_in_code_passes_the_same_checks() {
+    let mut recipe = Recipe::new("o", "m", "t");
+    recipe.validate().unwrap();
+    recipe.lora.r = 0;
+    recipe.training.learning_rate = f64::NAN;
+    assert_eq!(problems(recipe.validate().map(|()| recipe)).len(), 2);
+}
+
+#[test]
+fn missing_files_are_named_all_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe_file = dir.path().join("recipe.toml");
+    std::fs::write(dir.path().join("beside.jsonl"), "{}").unwrap();
+    std::fs::write(&recipe_file, MINIMAL.replace("train.jsonl", "beside.jsonl")).unwrap();
+
+    let mut recipe = Recipe::load(&recipe_file, &["data.test=/does/not/exist".to_owned()]).unwrap();
+    recipe.data.validation = Some(dir.path().to_owned());
+    recipe.output_dir = recipe_file.clone();
+    let error = recipe.check_paths(Some(&recipe_file)).unwrap_err();
+    assert!(error.is_bad_input());
+    let lines: Vec<String> = error.to_string().lines().skip(1).map(str::to_owned).collect();
+    assert_eq!(lines.len(), 5, "{error}");
+    assert!(lines[0].contains("`model.path` = \"m\" does not exist in the current directory, /"), "{error}");
+    assert!(
+        lines[1].contains("beside.jsonl\"; ") || lines[1].contains("beside.jsonl\", or start"),
+        "{error}"
+    );
+    assert!(
+        lines[2].contains("`data.validation`") && lines[2].ends_with("is a folder; expected a JSONL file")
+    );
+    assert!(lines[3].ends_with("`data.test` = \"/does/not/exist\" does not exist"), "{error}");
+    assert!(lines[4].ends_with("is a file; expected a folder"), "{error}");
+
+    let whole = Recipe::new("o", dir.path(), recipe_file.clone());
+    whole.check_paths(None).unwrap();
+}
+
+#[test]
+fn held_out_data_that_are_the_training_data_are_warned_about() {
+    let recipe = with(&["data.test=./train.jsonl", "data.validation=other.jsonl"]).unwrap();
+    let warnings = recipe.warnings();
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].starts_with("`data.test` and `data.train` are the same file"), "{warnings:?}");
+}
+
+#[test]
+fn a_warm_up_that_the_run_does_not_outlive_is_warned_about() {
+    let warnings = with(&["training.max_steps=5", "training.warmup_steps=5"]).unwrap().warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("never reaches its peak"), "{warnings:?}");
+    assert!(with(&["training.max_steps=5", "training.warmup_steps=4"]).unwrap().warnings().is_empty());
+}
+
+#[test]
+fn files_that_are_no_recipe_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    assert!(matches!(Recipe::load(&path, &[]), Err(Error::Read { .. })));
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(Recipe::load(&path, &[]), Err(Error::TooLarge { .. })));
+    std::fs::write(&path, [0xff, 0xfe, 0]).unwrap();
+    assert!(Recipe::load(&path, &[]).unwrap_err().is_bad_input());
+    assert!(matches!(Recipe::load(dir.path(), &[]), Err(Error::Read { .. })));
+    #[cfg(unix)]
+    assert!(matches!(Recipe::load("/dev/zero", &[]), Err(Error::Read { .. })));
+}
+
+/// Each kind of problem, by its name.
+#[test]
+fn every_kind_of_problem_is_reached() {
+    fn kinds(result: crate::Result<Recipe>) -> Vec<ProblemKind> {
+        match result {
+            Err(Error::Recipe { problems, .. }) => problems.into_iter().map(|problem| problem.kind).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+    use ProblemKind::*;
+    assert!(matches!(kinds(parse("seed =="))[..], [Syntax { .. }, ..]));
+    assert!(matches!(kinds(with(&["seed"]))[..], [Override { .. }]));
+    assert!(matches!(kinds(with(&["lora.rnk=1"]))[..], [UnknownKey { .. }]));
+    assert!(matches!(kinds(with(&["lorra.r=1"]))[..], [UnknownSection { .. }]));
+    assert!(matches!(kinds(parse(""))[..], [Missing { .. }, Missing { .. }, Missing { .. }]));
+    assert!(matches!(kinds(with(&["lora.r=one"]))[..], [WrongType { .. }]));
+    assert!(matches!(kinds(with(&["lora.r=0"]))[..], [OutOfRange { .. }]));
+    assert!(matches!(kinds(with(&["data.max_test=1"]))[..], [Contradiction { .. }]));
+    let absent = Recipe::new("o", "/no/model", "/no/train.jsonl");
+    assert!(matches!(kinds(absent.check_paths(None).map(|()| absent))[..], [Path { .. }, Path { .. }]));
+}

@@ -1,6 +1,9 @@
 //! Weights of a Hugging Face model directory: one safetensors file, or shards with an index.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    identify::check_directory,
+};
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,9 +40,10 @@ impl Checkpoint {
     /// Reads the headers of a directory's `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// [`Error::NoWeights`] if there is neither; [`Error::Weights`] for a file that is not whole or an index that leads outside the
+    /// [`Error::NotAModel`] and [`Error::GitLfsPointer`] say what the directory is instead; [`Error::NoWeights`] if there is neither file; [`Error::Weights`] for a file that is not whole or an index that leads outside the
     /// directory or names what is not there.
     pub fn open(directory: &Path) -> Result<Self> {
+        check_directory(directory)?;
         let (single, index) =
             (directory.join("model.safetensors"), directory.join("model.safetensors.index.json"));
         let entries = if single.is_file() {
@@ -62,12 +66,20 @@ impl Checkpoint {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Reads a tensor, demands its shape and converts it to `kind`.
+    /// Number of elements of each tensor.
+    pub(crate) fn elements(&self) -> impl Iterator<Item = u64> {
+        self.entries.values().map(|entry| entry.shape.iter().map(|&size| size as u64).product())
+    }
+
+    /// Demands that a tensor is there, with a shape and a dtype that can be read.
     ///
     /// # Errors
-    /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`], and [`Error::Io`] if the file
-    /// was cut since it was opened.
-    pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`].
+    pub(crate) fn check(&self, name: &str, shape: &[i64]) -> Result<()> {
+        self.find(name, shape).map(|_| ())
+    }
+
+    fn find(&self, name: &str, shape: &[i64]) -> Result<(&Entry, Kind)> {
         let Some(entry) = self.entries.get(name) else {
             return Err(Error::TensorMissing { path: self.directory.clone(), tensor: name.to_owned() });
         };
@@ -92,12 +104,32 @@ impl Checkpoint {
                 });
             }
         };
+        Ok((entry, stored))
+    }
+
+    /// Reads a tensor, demands its shape and converts it to `kind`.
+    ///
+    /// # Errors
+    /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`], [`Error::TensorNotFinite`], and
+    /// [`Error::Io`] if the file was cut since it was opened.
+    pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
+        let (entry, stored) = self.find(name, shape)?;
         let mut file = File::open(&entry.file).map_err(Error::io("open", &entry.file))?;
         let mut data = vec![0; entry.bytes];
         file.seek(SeekFrom::Start(entry.start)).map_err(Error::io("read", &entry.file))?;
         file.read_exact(&mut data).map_err(Error::io("read", &entry.file))?;
-        Ok(Tensor::f_from_data_size(&data, shape, stored)?.f_to_kind(kind)?)
+        let tensor = Tensor::f_from_data_size(&data, shape, stored)?.f_to_kind(kind)?;
+        if !is_finite(&tensor)? {
+            return Err(Error::TensorNotFinite { path: entry.file.clone(), tensor: name.to_owned() });
+        }
+        Ok(tensor)
     }
+}
+
+/// Whether there is neither NaN nor infinity. Either of them spoils the sum, which is far cheaper than a look at each number.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let sum = tensor.f_sum(Kind::Float)?.f_double_value(&[])?;
+    Ok(sum.is_finite() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }
 
 /// The entries of one safetensors file, every offset checked against the file's length.

@@ -4,7 +4,7 @@ use crate::{
     checkpoint::Checkpoint,
     config::ModelConfig,
     error::{Error, Result},
-    rope,
+    rope, size,
 };
 use ferrotune_kernels::{
     AttentionOptions, FrozenWeight, Mode, SequenceLayout, causal_attention, linear_cross_entropy, rms_norm,
@@ -80,6 +80,7 @@ impl CausalLm {
     pub fn load(directory: &Path, device: Device, kind: Kind) -> Result<Self> {
         let config = ModelConfig::from_dir(directory)?;
         let checkpoint = Checkpoint::open(directory)?;
+        size::check(&config, &checkpoint)?;
         let mut read = Reader { checkpoint: &checkpoint, device, kind, used: Vec::new(), prefix: "model." };
         if !checkpoint.contains("model.embed_tokens.weight") && checkpoint.contains("embed_tokens.weight") {
             read.prefix = ""; // saved from the decoder without its head

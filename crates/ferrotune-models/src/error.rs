@@ -184,6 +184,33 @@ pub enum Error {
         /// What is wrong in it.
         source: Box<Error>,
     },
+    /// A path leads to something else than a model.
+    #[error("{} is not a model directory but {found}; {remedy}", path.display())]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What to give instead.
+        remedy: String,
+    },
+    /// Git has left a pointer in place of a large file.
+    #[error(
+        "{} is a Git LFS pointer and not the file itself: run `git lfs pull` in its folder, or download the file again",
+        path.display()
+    )]
+    GitLfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A tensor of the model holds NaN or an infinity.
+    #[error("{}: tensor `{tensor}` holds NaN or infinity: the file is damaged, or the training that wrote it diverged; fetch it again", path.display())]
+    TensorNotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A directory has no weights.
     #[error(
         "{} has neither model.safetensors nor model.safetensors.index.json; give a Hugging Face model directory with safetensors weights",

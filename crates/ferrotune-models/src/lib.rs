@@ -6,13 +6,16 @@ mod decoder;
 mod error;
 mod generate;
 pub mod gguf;
+mod identify;
 pub mod import;
 mod mapped_file;
 mod rope;
+mod size;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::{CausalLm, PackedInputs};
 pub use error::{Error, Result};
 pub use generate::{Generated, GenerationConfig, generate};
+pub use size::ModelSize;
 pub use tch;

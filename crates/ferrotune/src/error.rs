@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ferrotune_precision::readable_bytes;
+use ferrotune_precision::{MemoryBound, readable_bytes};
 
 use crate::recipe::Problem;
 
@@ -97,6 +97,24 @@ pub enum Error {
         needed_bytes: u64,
         /// What is free.
         free_bytes: u64,
+    },
+
+    /// There is far too little memory for what is to come.
+    #[error(
+        "{what} needs about {} of memory and {} are available ({bound}): {remedy}",
+        readable_bytes(*needed_bytes), readable_bytes(*available_bytes)
+    )]
+    NotEnoughMemory {
+        /// What needs it, and for what.
+        what: String,
+        /// How much it needs.
+        needed_bytes: u64,
+        /// How much this process can have.
+        available_bytes: u64,
+        /// What sets that bound.
+        bound: MemoryBound,
+        /// What helps.
+        remedy: &'static str,
     },
 
     /// A run failed after its training; the adapter is kept.
@@ -202,6 +220,7 @@ impl Error {
             | Self::OutputInTheWay { .. }
             | Self::Write { .. }
             | Self::NoRoom { .. }
+            | Self::NotEnoughMemory { .. }
             | Self::VocabularyTooLarge { .. }
             | Self::PromptTooLong { .. }
             | Self::BeyondContext { .. }

@@ -74,6 +74,11 @@ fn adapters_that_do_not_fit_are_refused() {
     rejected(&["adapter", "adapter_model.safetensors is missing"]);
     fs::remove_dir_all(job.path("adapter")).unwrap();
     rejected(&["adapter"]);
+    let model = crate::common::model().to_str().unwrap();
+    job.tool("generate", &["--adapter", model, "--prompt", "the cat"])
+        .refused(&[model, "it is a whole model"]);
+    job.tool("generate", &["--adapter", "test.jsonl", "--prompt", "the cat"])
+        .refused(&["test.jsonl", "not a file"]);
     let files = ["--input", "test.jsonl", "--output", "o.jsonl"];
     job.tool("score", &[&["--adapter", "adapter"], &files[..]].concat()).refused(&["adapter"]);
     assert!(!job.path("o.jsonl").exists());

@@ -62,6 +62,32 @@ fn damaged_and_foreign_weights_are_refused() {
         norm.1 = TensorView::new(Dtype::I32, vec![32], &ZEROS[..4 * 32]).unwrap();
     });
     refused(&job, &[], &[NORM, "I32", "F32"]);
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut spoiled = whole.clone();
+        let place = spoiled.len() - 4;
+        spoiled[place..].copy_from_slice(&value.to_le_bytes());
+        fs::write(&weights, spoiled).unwrap();
+        refused(&job, &[], &["model/model.safetensors", "tensor `", "NaN or infinity"]);
+    }
+    // The header, byte by byte: a shape that disagrees with its bytes, a gap, an overlap, an end beyond the file.
+    let header_length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&whole[8..8 + header_length]).unwrap();
+    for (offsets, words) in [
+        (serde_json::json!([0, 4]), "model/model.safetensors"),
+        (serde_json::json!([8, 136]), "model/model.safetensors"),
+        (serde_json::json!([1_u64 << 60, (1_u64 << 60) + 128]), "model/model.safetensors"),
+        (serde_json::json!([128, 0]), "model/model.safetensors"),
+        (serde_json::json!([-1, 127]), "model/model.safetensors"),
+    ] {
+        let mut header = header.clone();
+        header[NORM]["data_offsets"] = offsets;
+        let header = header.to_string();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.bytes());
+        file.extend(&whole[8 + header_length..]);
+        fs::write(&weights, file).unwrap();
+        refused(&job, &[], &[words]);
+    }
 
     fs::rename(&weights, job.path("outside.safetensors")).unwrap();
     for (file, word) in
@@ -84,7 +110,7 @@ fn configurations_that_change_the_maths_are_refused_by_name() {
         ("hidden_act", "gelu".into(), &["model/config.json", "`hidden_act`", "gelu"]),
         ("hidden_size", 0.into(), &["model/config.json", "`hidden_size`"]),
         ("num_hidden_layers", 1_000_000_000_000_i64.into(), &["model"]),
-        ("vocab_size", 299.into(), &["model", "300 tokens", "299"]),
+        ("vocab_size", 299.into(), &["model.embed_tokens.weight", "[300, 32]", "[299, 32]"]),
         ("num_key_value_heads", 3.into(), &["model/config.json", "num_key_value_heads"]),
     ] {
         let mut changed = config.clone();
@@ -95,6 +121,14 @@ fn configurations_that_change_the_maths_are_refused_by_name() {
     fs::write(&path, &text[..text.len() / 2]).unwrap();
     refused(&job, &[], &["model/config.json", "line "]);
     fs::write(&path, &text).unwrap();
+    let tokenizer = job.read("model/tokenizer.json");
+    let mut more: serde_json::Value = serde_json::from_str(&tokenizer).unwrap();
+    let added = more["added_tokens"].as_array_mut().unwrap();
+    let mut token = added[0].clone();
+    (token["id"], token["content"]) = (300.into(), "<|one more|>".into());
+    added.push(token);
+    job.write("model/tokenizer.json", more.to_string());
+    refused(&job, &[], &["model", "301 tokens", "300 embeddings"]);
     job.write("model/tokenizer.json", "{}");
     refused(&job, &[], &["model/tokenizer.json"]);
 }
@@ -129,4 +163,36 @@ fn chat_templates_that_fail_are_refused_with_the_line() {
     config["chat_template"] = "{{ 1 +".into();
     fs::write(&path, config.to_string()).unwrap();
     refused(&job, &[], &["model/tokenizer_config.json", "`chat_template`", "line 1"]);
+}
+
+#[test]
+fn what_is_no_model_is_told_what_it_is() {
+    let job = Job::new();
+    let model = job.own_model();
+    // Git without its extension for large files leaves these.
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 269060552\n";
+    for name in ["model.safetensors", "tokenizer.json"] {
+        let whole = fs::read(model.join(name)).unwrap();
+        fs::write(model.join(name), POINTER).unwrap();
+        refused(&job, &[], &[&format!("model/{name}"), "Git LFS pointer", "git lfs pull"]);
+        job.tool("generate", &["--prompt", "the cat"]).refused(&[name, "git lfs pull"]);
+        fs::write(model.join(name), whole).unwrap();
+    }
+    // Its weights alone, then its directory with weights of another form.
+    let run = job.run("generate", &["--model", "model/model.safetensors", "--prompt", "the cat"]);
+    run.refused(&["one file of a model directory", "give the directory, model"]);
+    let whole = fs::read(model.join("model.safetensors")).unwrap();
+    fs::remove_file(model.join("model.safetensors")).unwrap();
+    job.write("model/pytorch_model.bin", &whole);
+    refused(&job, &[], &["weights as pickle (pytorch_model.bin)", "save_pretrained"]);
+    job.write("model/x.Q4_1.gguf", "GGUF");
+    refused(&job, &[], &["a folder around x.Q4_1.gguf", "give the file itself, model/x.Q4_1.gguf"]);
+    // Directory and file change places: a GGUF file that is a directory.
+    fs::create_dir(job.path("directory.gguf")).unwrap();
+    refused(&job, &["model.path=directory.gguf"], &["directory.gguf"]);
+    // An adapter as the model.
+    fs::create_dir(job.path("adapter")).unwrap();
+    job.write("adapter/adapter_config.json", "{}");
+    let run = job.run("generate", &["--model", "adapter", "--prompt", "the cat"]);
+    run.refused(&["adapter is not a model directory but a LoRA adapter", "base model"]);
 }

@@ -277,3 +277,70 @@ fn a_link_that_leads_nowhere_is_no_place() {
     job.finetune(&["output_dir=link", "evaluation.before=false", "evaluation.after=false"]).succeeded();
     assert!(job.path("link").is_symlink() && job.path("nowhere/adapter").is_dir());
 }
+
+/// The tiny model, widened to weights of 400 MiB that no file holds: the file has a hole in their place.
+#[cfg(target_os = "linux")]
+fn wide_model(job: &Job) {
+    let model = job.own_model();
+    let path = model.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["vocab_size"] = 3_276_800.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let path = model.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, _) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let mut offset = 0_u64;
+    let mut names: Vec<String> = header.as_object().unwrap().keys().cloned().collect();
+    names.retain(|name| name != "__metadata__");
+    for name in names {
+        let tensor = &mut header[&name];
+        for (index, size) in tensor["shape"].as_array_mut().unwrap().iter_mut().enumerate() {
+            if (name.contains("embed_tokens") || name.contains("lm_head")) && index == 0 {
+                *size = 3_276_800.into();
+            }
+        }
+        let elements: u64 =
+            tensor["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap()).product();
+        tensor["data_offsets"] = serde_json::json!([offset, offset + 4 * elements]);
+        offset += 4 * elements;
+    }
+    let header = header.to_string();
+    let file = fs::File::create(&path).unwrap();
+    use std::io::Write as _;
+    (&file).write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    (&file).write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + offset).unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn too_little_memory_is_told_before_the_model_is_read() {
+    let job = Job::new();
+    wide_model(&job);
+    let limited = |name: &str, arguments: &[&str]| {
+        // Enough for the program and libtorch, too little for the weights beside them.
+        let script = "ulimit -v 900000 && exec \"$0\" \"$@\"";
+        let program = program(name);
+        let mut command = Command::new("sh");
+        command.args(["-c", script, program.to_str().unwrap()]).args(arguments).current_dir(job.folder());
+        let output = command.env("GOMP_SPINCOUNT", "0").output().unwrap();
+        Run {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    };
+    let before = fs::read_dir(job.folder()).unwrap().count();
+    let tool = ["--model", "model", "--threads", "1", "--input", "test.jsonl", "--output", "o.jsonl"];
+    for (name, arguments) in [("finetune", &["recipe.toml"][..]), ("generate", &tool), ("score", &tool)] {
+        limited(name, arguments).refused(&[
+            "loading model",
+            "weights 400.1 MiB",
+            "ulimit -v",
+            "smaller model",
+        ]);
+        assert_eq!(fs::read_dir(job.folder()).unwrap().count(), before, "{name} left something behind");
+    }
+}

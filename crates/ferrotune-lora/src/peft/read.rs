@@ -72,8 +72,14 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
     LoraConfig::from_json(text.trim_start_matches('\u{feff}')).map_err(|error| error.in_file(path))
 }
 
-/// PEFT writes an adapter that is not called `default` into a subdirectory of its name.
+/// What the directory is instead. PEFT writes an adapter that is not called `default` into a subdirectory of its name.
 fn hint(dir: &Path) -> String {
+    if dir.is_file() {
+        return "; give a directory, not a file".to_owned();
+    }
+    if dir.join("config.json").is_file() {
+        return "; it is a whole model: give it as the model, without an adapter".to_owned();
+    }
     let Ok(entries) = fs::read_dir(dir) else { return String::new() };
     let mut found: Vec<_> =
         entries.flatten().map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file()).collect();
@@ -90,6 +96,9 @@ fn read_header(file: &mut File, length: u64) -> Result<(Metadata, u64)> {
     let damaged = |reason: String| Error::Safetensors { reason };
     let mut bytes = [0; 8];
     file.read_exact(&mut bytes).map_err(|_| damaged(format!("it has {length} bytes")))?;
+    if &bytes == b"version " {
+        return Err(damaged("it is a Git LFS pointer: run `git lfs pull` in its folder".to_owned()));
+    }
     let header_length = u64::from_le_bytes(bytes);
     let begin = header_length.saturating_add(8);
     if header_length > LIMIT || begin > length {

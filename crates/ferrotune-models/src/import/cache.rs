@@ -7,6 +7,7 @@ use super::directory::{self, Finished};
 use super::import_open_file;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::identify::{check_directory, check_file};
 
 /// Hexadecimal digits of the hash in the name of a cached directory.
 const SHORT_HASH: usize = 12;
@@ -18,7 +19,7 @@ const SHORT_HASH: usize = 12;
 /// or was made by an older importer is made anew.
 ///
 /// # Errors
-/// As [`import_gguf`](super::import_gguf); [`Error::GgufMalformed`] for a file that is not GGUF.
+/// As [`import_gguf`](super::import_gguf); [`Error::NotAModel`] and [`Error::GitLfsPointer`] for what is something else.
 ///
 /// # Examples
 /// ```no_run
@@ -30,8 +31,10 @@ const SHORT_HASH: usize = 12;
 /// ```
 pub fn hf_dir_for(path: &Path, cache_dir: &Path) -> Result<PathBuf> {
     if path.is_dir() {
+        check_directory(path)?;
         return Ok(path.to_owned());
     }
+    check_file(path)?;
     let file = GgufFile::open(path)?;
     let sha256 = directory::sha256(file.bytes());
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();

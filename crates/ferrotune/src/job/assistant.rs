@@ -7,7 +7,7 @@ use ferrotune_data::{
 };
 use ferrotune_kernels::Mode;
 use ferrotune_lora::Adapter;
-use ferrotune_models::{CausalLm, GenerationConfig, ModelConfig, generate, import::hf_dir_for};
+use ferrotune_models::{CausalLm, GenerationConfig, ModelSize, generate, import::hf_dir_for};
 use ferrotune_precision::DtypePolicy;
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,13 @@ use std::{
 };
 use tch::Device;
 
-use super::task::packed_inputs;
+use super::{memory::MemoryNeed, task::packed_inputs};
+
+fn warn(warning: Option<String>) {
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+}
 
 /// A causal language model with its tokenizer and, perhaps, an adapter.
 #[derive(Debug)]
@@ -75,12 +81,19 @@ impl Assistant {
     ///
     /// # Errors
     /// Those of the tokenizer, the configuration and the weights, each naming its file; [`Error::VocabularyTooLarge`] if the
-    /// tokenizer has tokens without an embedding.
+    /// tokenizer has tokens without an embedding; [`Error::NotEnoughMemory`] before the weights are read.
     pub fn load(path: &Path, device: Device, policy: DtypePolicy, cache_dir: &Path) -> Result<Self> {
         let directory = hf_dir_for(path, cache_dir)?;
         // What is small is checked before the weights are read.
+        let size = ModelSize::of(&directory)?;
+        let kind = policy.weights().kind();
+        if device == Device::Cpu {
+            let need = MemoryNeed::of_loading(size.weight_bytes(kind), size.loading_bytes(kind));
+            let what = format!("loading {}", directory.display());
+            warn(need.check(&what, "choose a smaller model, or free memory")?);
+        }
         let tokenizer = TextTokenizer::from_dir(&directory)?;
-        let config = ModelConfig::from_dir(&directory)?;
+        let config = size.config;
         if tokenizer.vocab_size() as i64 > config.vocab_size {
             return Err(Error::VocabularyTooLarge {
                 model: directory,
@@ -88,7 +101,7 @@ impl Assistant {
                 embeddings: config.vocab_size as usize,
             });
         }
-        let model = CausalLm::load(&directory, device, policy.weights().kind())?;
+        let model = CausalLm::load(&directory, device, kind)?;
         let mut stop_token_ids = config.eos_token_ids;
         if stop_token_ids.is_empty() {
             stop_token_ids.extend(tokenizer.eos_token_id().map(i64::from));
@@ -197,6 +210,13 @@ impl Assistant {
         batch_size: usize,
         on_token: &mut dyn FnMut(usize, i64) -> bool,
     ) -> Result<Vec<Answer>> {
+        if self.model.device() == Device::Cpu {
+            let need = MemoryNeed::of_generation(self.model.config(), prompts, max_new_tokens, batch_size);
+            warn(need.check(
+                "answering the prompts",
+                "lower the batch size or the most new tokens, or free memory",
+            )?);
+        }
         let config = GenerationConfig {
             max_new_tokens,
             batch_size,
@@ -262,6 +282,10 @@ impl Assistant {
         batch_size: usize,
         on_done: &mut dyn FnMut(usize),
     ) -> Result<Vec<Score>> {
+        if self.model.device() == Device::Cpu {
+            let need = MemoryNeed::of_scoring(self.model.config(), rows, batch_size);
+            warn(need.check("scoring", "lower the batch size, or free memory")?);
+        }
         let _no_grad = tch::no_grad_guard();
         let mut scores = Vec::with_capacity(rows.len());
         for chunk in rows.chunks(batch_size.max(1)) {

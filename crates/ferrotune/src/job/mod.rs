@@ -7,6 +7,7 @@ mod assistant;
 mod data;
 mod environment;
 mod evaluation;
+mod memory;
 mod observers;
 mod output;
 mod results;
@@ -14,6 +15,7 @@ mod run;
 mod task;
 
 pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};
+pub use memory::MemoryNeed;
 pub use observers::{ForPeople, ForPrograms};
 pub use run::{Observer, RunOutcome, run};
 pub use task::{CausalLmTask, PackedDataset, packed_inputs};

@@ -6,6 +6,7 @@ use super::{
     default_cache_dir,
     environment::environment,
     evaluation::TestSet,
+    memory::MemoryNeed,
     observers::Timed,
     output::OutputDirectory,
     results::{report, train_metrics, validation_metrics},
@@ -19,13 +20,16 @@ use crate::{
 use ferrotune_kernels::RandomKey;
 use ferrotune_lora::{LoraConfig, inject};
 use ferrotune_metrics::Metric;
-use ferrotune_precision::{ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib};
+use ferrotune_precision::{
+    ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib, readable_bytes, resident_bytes,
+};
 use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, TrainPlan, Trainer, TrainingArguments};
 use std::{
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Instant, SystemTime},
 };
+use tch::Device;
 
 /// Hears how a run goes on. Every method does nothing unless it is given a body.
 #[expect(
@@ -107,7 +111,7 @@ pub fn run(
     }
     let Data { train: rows, validation: validation_rows, test, preflight, metrics: data_metrics, splits } =
         files.prepare(recipe, &assistant, observer)?;
-    arguments.plan(rows.len())?;
+    let plan = arguments.plan(rows.len())?;
     let test = test.map(|Prompts { examples, prompt_ids: prompts, .. }| {
         let generation = &recipe.generation;
         let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
@@ -120,6 +124,26 @@ pub fn run(
     let adapter_bytes = (adapter.parameter_count() * size_of::<f32>()) as u64;
     let texts = test.as_ref().map_or(0, TestSet::text_bytes);
     directory.check_room(adapter_bytes + texts, adapter_bytes.max(texts))?;
+
+    let train_set = PackedDataset::new(rows, recipe.seed);
+    if device == Device::Cpu {
+        let remedy =
+            "lower `per_device_train_batch_size` or `max_length`, choose a smaller model, or free memory";
+        let parameters = adapter.parameter_count() as u64;
+        let batch_size = recipe.training.per_device_train_batch_size;
+        let epochs = plan.max_steps.div_ceil(plan.steps_per_epoch.max(1));
+        let need =
+            MemoryNeed::of_training(assistant.model.config(), parameters, &train_set, batch_size, epochs);
+        match need.check("training", remedy)? {
+            Some(warning) => observer.note(&format!("warning: {warning}")),
+            None => {
+                let now = resident_bytes().unwrap_or(0);
+                let peak = readable_bytes(now.saturating_add(need.bytes()));
+                let now = readable_bytes(now);
+                observer.note(&format!("memory    about {peak} at the peak of training: {now} now, {need}"));
+            }
+        }
+    }
 
     let evaluate = |assistant: &Assistant, label: &str, wanted: bool, observer: &mut dyn Observer| match &test
     {
@@ -137,7 +161,6 @@ pub fn run(
     }
 
     observer.stage("training");
-    let train_set = PackedDataset::new(rows, recipe.seed);
     let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
     let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
     let (outcome, plan) = {

@@ -1,0 +1,92 @@
+//! What a model will take, from the headers of its files alone.
+
+use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
+use std::path::Path;
+use tch::Kind;
+
+/// The size of a model whose weights have not been read.
+///
+/// ```no_run
+/// let size = ferrotune_models::ModelSize::of("model".as_ref())?;
+/// println!("{} parameters, {} bytes in f32", size.parameters, size.weight_bytes(ferrotune_models::tch::Kind::Float));
+/// # Ok::<(), ferrotune_models::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSize {
+    /// Shape and constants.
+    pub config: ModelConfig,
+    /// Numbers in all tensors.
+    pub parameters: u64,
+    /// Numbers of the largest tensor.
+    pub largest: u64,
+}
+
+impl ModelSize {
+    /// Reads `config.json` and the headers of the weights, and holds the one to the other.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::from_dir`] and [`Checkpoint::open`]; [`Error::TensorMissing`](crate::Error::TensorMissing),
+    /// [`Error::TensorShape`](crate::Error::TensorShape) and [`Error::TensorDtype`](crate::Error::TensorDtype).
+    pub fn of(directory: &Path) -> Result<Self> {
+        let config = ModelConfig::from_dir(directory)?;
+        let checkpoint = Checkpoint::open(directory)?;
+        check(&config, &checkpoint)?;
+        let elements = || checkpoint.elements();
+        Ok(Self { config, parameters: elements().sum(), largest: elements().max().unwrap_or(0) })
+    }
+
+    /// Bytes of the weights in that kind.
+    pub fn weight_bytes(&self, kind: Kind) -> u64 {
+        self.parameters.saturating_mul(kind.elt_size_in_bytes() as u64)
+    }
+
+    /// Bytes that loading takes for a while besides the weights: a tensor as it is read and converted, and the parts of a stacked layer
+    /// beside their stack.
+    pub fn loading_bytes(&self, kind: Kind) -> u64 {
+        let parts = 2 * self.config.hidden_size as u64 * self.config.intermediate_size as u64;
+        (parts + self.largest).saturating_mul(kind.elt_size_in_bytes() as u64)
+    }
+}
+
+/// Holds the headers to the configuration: a tensor that is missing, or of another shape or dtype, is found before the first is read.
+pub(crate) fn check(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+    let is_bare =
+        !checkpoint.contains("model.embed_tokens.weight") && checkpoint.contains("embed_tokens.weight");
+    let prefix = if is_bare { "" } else { "model." };
+    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let linears = [
+        ("self_attn.q_proj", queries, hidden, config.attention_bias),
+        ("self_attn.k_proj", keys, hidden, config.attention_bias),
+        ("self_attn.v_proj", keys, hidden, config.attention_bias),
+        ("self_attn.o_proj", hidden, queries, config.attention_bias),
+        ("mlp.gate_proj", intermediate, hidden, config.mlp_bias),
+        ("mlp.up_proj", intermediate, hidden, config.mlp_bias),
+        ("mlp.down_proj", hidden, intermediate, config.mlp_bias),
+    ];
+    // The first layer that is missing ends it, however many the configuration asks for.
+    for layer in 0..config.num_hidden_layers {
+        let layer = format!("{prefix}layers.{layer}");
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            checkpoint.check(&format!("{layer}.{norm}.weight"), &[hidden])?;
+        }
+        for (name, out_features, in_features, bias) in linears {
+            checkpoint.check(&format!("{layer}.{name}.weight"), &[out_features, in_features])?;
+            if bias {
+                checkpoint.check(&format!("{layer}.{name}.bias"), &[out_features])?;
+            }
+        }
+    }
+    checkpoint.check(&format!("{prefix}norm.weight"), &[hidden])?;
+    let (embed, head) = (format!("{prefix}embed_tokens.weight"), "lm_head.weight");
+    for (name, needed) in [
+        (embed.as_str(), !config.tie_word_embeddings || !checkpoint.contains(head)),
+        (head, !config.tie_word_embeddings),
+    ] {
+        if needed || checkpoint.contains(name) {
+            checkpoint.check(name, &[config.vocab_size, hidden])?;
+        }
+    }
+    Ok(())
+}

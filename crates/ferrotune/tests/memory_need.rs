@@ -1,0 +1,115 @@
+//! The memory that is predicted is the memory that is taken. Alone in its file: the peak is that of the whole process.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+
+use ferrotune::{
+    data::{Source, Tokenized},
+    job::{CausalLmTask, MemoryNeed, PackedDataset},
+    kernels::{Mode, RandomKey},
+    lora::{LoraConfig, TargetModules, inject},
+    models::{CausalLm, GenerationConfig, ModelSize, generate},
+    precision::{peak_rss_mib, resident_bytes},
+    tch::{self, Device, Kind},
+    trainer::{Dataset, TrainableModel},
+};
+use safetensors::{Dtype, tensor::TensorView};
+use std::{fs, path::Path};
+
+const HIDDEN: usize = 512;
+const INTERMEDIATE: usize = 1536;
+const LAYERS: usize = 5;
+const VOCABULARY: usize = 4000;
+
+/// A model of 17 million numbers that are all alike: what it computes does not matter.
+fn write_model(directory: &Path) {
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": 4096,
+        "tie_word_embeddings": true,
+    });
+    fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let mut shapes = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN]),
+        ("model.norm.weight".to_owned(), vec![HIDDEN]),
+    ];
+    for layer in 0..LAYERS {
+        for (name, rows, columns) in [
+            ("self_attn.q_proj", HIDDEN, HIDDEN),
+            ("self_attn.k_proj", HIDDEN / 2, HIDDEN),
+            ("self_attn.v_proj", HIDDEN / 2, HIDDEN),
+            ("self_attn.o_proj", HIDDEN, HIDDEN),
+            ("mlp.gate_proj", INTERMEDIATE, HIDDEN),
+            ("mlp.up_proj", INTERMEDIATE, HIDDEN),
+            ("mlp.down_proj", HIDDEN, INTERMEDIATE),
+        ] {
+            shapes.push((format!("model.layers.{layer}.{name}.weight"), vec![rows, columns]));
+        }
+        for name in ["input_layernorm", "post_attention_layernorm"] {
+            shapes.push((format!("model.layers.{layer}.{name}.weight"), vec![HIDDEN]));
+        }
+    }
+    let small = 0.01_f32.to_le_bytes().repeat(VOCABULARY * HIDDEN);
+    let tensors = shapes.iter().map(|(name, shape)| {
+        let bytes = &small[..4 * shape.iter().product::<usize>()];
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(tensors, None, &directory.join("model.safetensors")).unwrap();
+}
+
+/// What `work` adds to the memory of the process at its peak, in bytes.
+fn growth<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    // Resets the peak to what is in use now.
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = resident_bytes().unwrap() as f64;
+    let result = work();
+    (result, peak_rss_mib().unwrap() * f64::from(1 << 20) - before)
+}
+
+#[track_caller]
+fn agree(predicted: &MemoryNeed, measured: f64) {
+    let ratio = predicted.bytes() as f64 / measured;
+    assert!(
+        (0.8..1.25).contains(&ratio),
+        "predicted {} bytes ({predicted}), measured {measured}",
+        predicted.bytes()
+    );
+}
+
+#[test]
+fn loading_training_and_generating_take_what_is_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    tch::set_num_threads(2);
+    let size = ModelSize::of(folder.path()).unwrap();
+    let need = MemoryNeed::of_loading(size.weight_bytes(Kind::Float), size.loading_bytes(Kind::Float));
+    let (model, measured) = growth(|| CausalLm::load(folder.path(), Device::Cpu, Kind::Float));
+    agree(&need, measured);
+
+    let mut model = model.unwrap();
+    let config = LoraConfig { target_modules: TargetModules::AllLinear, ..LoraConfig::default() };
+    let adapter = inject(&mut model, "default", 0, &config, RandomKey::from_seed(1)).unwrap();
+    let row = |length: u32| Tokenized {
+        input_ids: (0..length).collect(),
+        labels: (0..length).map(|id| if id > length / 2 { i64::from(id) } else { -100 }).collect(),
+        source: Source { file: Path::new("rows").into(), line: 1 },
+    };
+    let rows = vec![row(100), row(450), row(350)];
+    let parameters = adapter.parameter_count() as u64;
+    let data = PackedDataset::new(rows, 1);
+    let need = MemoryNeed::of_training(model.config(), parameters, &data, 3, 1);
+    let (_, measured) = growth(|| {
+        let batch = data.batch(&[0, 1, 2]).unwrap();
+        let task = CausalLmTask::new(&model, &adapter);
+        task.loss(&batch, Mode::Train(RandomKey::from_seed(1))).unwrap().backward();
+    });
+    agree(&need, measured);
+
+    let prompts = vec![vec![1; 500]; 12];
+    let need = MemoryNeed::of_generation(model.config(), &prompts, 500, 12);
+    let config =
+        GenerationConfig { max_new_tokens: 500, batch_size: 12, eos_token_ids: Vec::new(), adapter: None };
+    // The first token of each will do.
+    let (_, measured) = growth(|| generate(&model, &prompts, &config, &mut |_, _| false).unwrap());
+    agree(&need, measured);
+}

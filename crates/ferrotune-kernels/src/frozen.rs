@@ -1,7 +1,7 @@
 //! A weight that never changes.
 
 use crate::error::{Result, check_shape};
-use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use tch::{Kind, Tensor};
 
 /// Weight `W` of a frozen linear map, `[out_features, in_features]`.
@@ -97,7 +97,7 @@ impl FrozenWeight {
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if `x` or `bias` do not fit the weight.
 pub fn frozen_linear(x: &Tensor, weight: &FrozenWeight, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (flat, shape) = flatten_rows("frozen_linear", x, weight)?;
+    let (flat, shape) = flatten_rows("frozen_linear", x, weight.in_features(), weight.out_features())?;
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
     if let Some(bias) = &bias {
         check_shape("frozen_linear", "bias", bias, &[weight.out_features()])?;
@@ -106,25 +106,26 @@ pub fn frozen_linear(x: &Tensor, weight: &FrozenWeight, bias: Option<&Tensor>) -
     Ok(y.f_view(shape.as_slice())?)
 }
 
-/// `x` as `[rows, in_features]`, and the shape of the result.
+/// `x` as `[rows, columns]`, and the shape of a result with `out_features`.
 pub(crate) fn flatten_rows(
     function: &'static str,
     x: &Tensor,
-    weight: &FrozenWeight,
+    columns: i64,
+    out_features: i64,
 ) -> Result<(Tensor, Vec<i64>)> {
     let mut shape = x.size();
     let rows: i64 = shape.iter().rev().skip(1).product();
-    if shape.last() != Some(&weight.in_features()) {
+    if shape.last() != Some(&columns) {
         return Err(crate::Error::Shape {
             function,
             what: "x".to_owned(),
             found: shape,
-            expected: format!("[..., in_features = {}]", weight.in_features()),
+            expected: format!("[..., in_features = {columns}]"),
         });
     }
-    let flat = if shape.len() == 2 { x.shallow_clone() } else { x.f_reshape([rows, weight.in_features()])? };
+    let flat = if shape.len() == 2 { x.shallow_clone() } else { x.f_reshape([rows, columns])? };
     if let Some(last) = shape.last_mut() {
-        *last = weight.out_features();
+        *last = out_features;
     }
     Ok((flat, shape))
 }
@@ -134,14 +135,12 @@ struct FrozenLinear {
     bias: Option<Tensor>,
 }
 
-type Boxed = Box<dyn std::error::Error + Send + Sync>;
-
 impl Function for FrozenLinear {
     fn forward(
         &mut self,
         inputs: &[Option<&Tensor>],
         _: &mut ForwardContext,
-    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+    ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let x = inputs[0].ok_or("x is required")?;
         let mut y = self.weight.forward_product(x)?;
         if let Some(bias) = self.bias.take() {
@@ -154,7 +153,7 @@ impl Function for FrozenLinear {
         &self,
         grads: &[Option<Tensor>],
         _: &BackwardContext,
-    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+    ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         Ok(vec![grads[0].as_ref().map(|grad| self.weight.input_gradient(grad)).transpose()?])
     }
 }

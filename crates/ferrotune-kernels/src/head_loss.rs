@@ -4,11 +4,11 @@ use crate::{
     error::{Error, Result, check_shape},
     frozen::FrozenWeight,
 };
-use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use tch::{Kind, Tensor};
 
-/// Number of logits that exist at one time: 64 MiB in f32.
-const CHUNK_LOGITS: i64 = 16 << 20;
+/// Number of logits that exist at one time: 16 MiB in f32.
+const CHUNK_LOGITS: i64 = 4 << 20;
 
 /// Negative log-likelihood of each target under a frozen output head.
 ///
@@ -40,14 +40,12 @@ struct LinearCrossEntropy {
     weight: FrozenWeight,
 }
 
-type Boxed = Box<dyn std::error::Error + Send + Sync>;
-
 impl Function for LinearCrossEntropy {
     fn forward(
         &mut self,
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
-    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+    ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let (hidden, ids) = (inputs[0].ok_or("hidden is required")?, inputs[1].ok_or("ids are required")?);
         let targets = hidden.size()[0];
         let rows_per_chunk = (CHUNK_LOGITS / self.weight.out_features()).max(1);
@@ -82,7 +80,7 @@ impl Function for LinearCrossEntropy {
         &self,
         grads: &[Option<Tensor>],
         context: &BackwardContext,
-    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+    ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         let grad = match (&grads[0], context.saved().first()) {
             (Some(grad), Some(by_row)) => {
                 Some(by_row.f_mul(&grad.f_unsqueeze(1)?.f_to_kind(by_row.kind())?)?)

@@ -3,10 +3,11 @@
 use crate::{
     dropout::Dropout,
     error::{Error, Result, check_shape},
-    frozen::{FrozenWeight, flatten_rows},
+    frozen::{FrozenWeight, flatten_rows, frozen_linear},
+    prologue::{OwnedPrologue, Prologue},
     random::Mode,
 };
-use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use tch::{Kind, Tensor};
 
 /// The low-rank update of one layer.
@@ -65,28 +66,32 @@ pub fn lora_linear(
     update: Option<LowRank>,
     mode: Mode,
 ) -> Result<Tensor> {
-    grouped_lora_linear(x, weight, bias, &[GroupMember { out_features: weight.out_features(), update }], mode)
+    let members = [GroupMember { out_features: weight.out_features(), update }];
+    grouped_lora_linear(x, Prologue::None, weight, bias, &members, mode)
 }
 
 /// Several linear layers on the same input, their frozen weights stacked into one product, each with its own update or none.
 ///
-/// Member `i` owns the columns `y_i = x W_i^T + bias_i + scaling_i * dropout_i(x) A_i^T B_i^T` of the result.
+/// Member `i` owns the columns `y_i = p W_i^T + bias_i + scaling_i * dropout_i(p) A_i^T B_i^T` of the result, where `p` is what
+/// `prologue` makes of `x`.
 ///
 /// # Shapes
-/// - `x`: `[..., in_features]`; `weight`: `[sum of out_features, in_features]`; `bias`: `[sum of out_features]`
+/// - `x`: `[..., in_features]`, or what the prologue turns into that; `weight`: `[sum of out_features, in_features]`; `bias`: `[sum of out_features]`
 /// - returns `[..., sum of out_features]`
 ///
 /// # Errors
 /// As [`lora_linear`].
 pub fn grouped_lora_linear(
     x: &Tensor,
+    prologue: Prologue,
     weight: &FrozenWeight,
     bias: Option<&Tensor>,
     members: &[GroupMember],
     mode: Mode,
 ) -> Result<Tensor> {
     const NAME: &str = "lora_linear";
-    let (flat, shape) = flatten_rows(NAME, x, weight)?;
+    let columns = prologue.input_columns(weight.in_features());
+    let (flat, shape) = flatten_rows(NAME, x, columns, weight.out_features())?;
     let total: i64 = members.iter().map(|member| member.out_features).sum();
     if total != weight.out_features() {
         return Err(Error::Shape {
@@ -128,10 +133,11 @@ pub fn grouped_lora_linear(
         column += member.out_features;
     }
     if places.is_empty() {
-        return crate::frozen::frozen_linear(x, weight, bias);
+        return frozen_linear(&prologue.apply(x)?, weight, bias);
     }
+    let prologue = prologue.to_owned(NAME, weight.in_features())?;
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
-    let y = apply_one(GroupedLora { weight: weight.shallow_clone(), bias, places }, &inputs)?;
+    let y = apply_one(GroupedLora { prologue, weight: weight.shallow_clone(), bias, places }, &inputs)?;
     Ok(y.f_view(shape.as_slice())?)
 }
 
@@ -146,12 +152,11 @@ struct Place {
 }
 
 struct GroupedLora {
+    prologue: OwnedPrologue,
     weight: FrozenWeight,
     bias: Option<Tensor>,
     places: Vec<Place>,
 }
-
-type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
 impl GroupedLora {
     /// Whether all updates read the same input, so that their `A`s can be stacked into one product.
@@ -196,14 +201,15 @@ impl Function for GroupedLora {
         &mut self,
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
-    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+    ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
-        let mut y = self.weight.forward_product(x)?;
+        let stepped = self.prologue.forward(x)?;
+        let mut y = self.weight.forward_product(&stepped.y)?;
         if let Some(bias) = self.bias.take() {
             y = y.f_add_(&bias)?;
         }
-        let projected = self.project(x, adapters)?;
+        let projected = self.project(&stepped.y, adapters)?;
         for ((place, projected), pair) in self.places.iter().zip(&projected).zip(adapters.chunks(2)) {
             let mut columns = y.f_narrow(1, place.column, place.out_features)?;
             if columns.kind() == projected.kind() {
@@ -224,12 +230,13 @@ impl Function for GroupedLora {
         &self,
         grads: &[Option<Tensor>],
         context: &BackwardContext,
-    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+    ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         let Some(grad) = &grads[0] else { return Ok((0..=2 * self.places.len()).map(|_| None).collect()) };
         let saved: Vec<&Tensor> = context.saved().iter().collect();
         let (x, rest) = (saved[0], &saved[1..]);
         let (adapters, projected) = rest.split_at(2 * self.places.len());
         let kind = adapters[0].kind();
+        let stepped = self.prologue.forward(x)?;
         let mut grad_x =
             if context.needs_input_grad(0) { Some(self.weight.input_gradient(grad)?) } else { None };
         let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
@@ -248,14 +255,14 @@ impl Function for GroupedLora {
             if let Some(grad_x) = &mut grad_x {
                 add_product(grad_x, &stacked, &Tensor::f_cat(&a, 0)?)?;
             }
-            let grad_a = stacked.f_tr()?.f_matmul(&x.f_to_kind(kind)?)?;
+            let grad_a = stacked.f_tr()?.f_matmul(&stepped.y.f_to_kind(kind)?)?;
             let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
             for (member, part) in grad_a.f_split_with_sizes(ranks.as_slice(), 0)?.into_iter().enumerate() {
                 results[2 * member] = Some(part.f_contiguous()?);
             }
         } else {
             for (member, (place, grad_projected)) in self.places.iter().zip(&grad_projected).enumerate() {
-                let input = Self::update_input(place, x, kind)?;
+                let input = Self::update_input(place, &stepped.y, kind)?;
                 results[2 * member] = Some(grad_projected.f_tr()?.f_matmul(&input)?);
                 let Some(grad_x) = &mut grad_x else { continue };
                 match &place.dropout {
@@ -268,6 +275,7 @@ impl Function for GroupedLora {
                 }
             }
         }
+        let grad_x = grad_x.map(|grad| self.prologue.backward(grad, x, &stepped)).transpose()?;
         results.insert(0, grad_x);
         Ok(results)
     }

@@ -4,7 +4,7 @@ use crate::{
     cpu::{Kernel, Rows, dispatch, dot, fill_rows, map},
     error::{Result, check_shape},
 };
-use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -30,19 +30,14 @@ struct RmsNorm {
     eps: f64,
 }
 
-type Boxed = Box<dyn std::error::Error + Send + Sync>;
-
 impl Function for RmsNorm {
     fn forward(
         &mut self,
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
-    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+    ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let (x, weight) = (inputs[0].ok_or("x is required")?, inputs[1].ok_or("weight is required")?);
-        let (y, inverse) = match fused_forward(x, weight, self.eps)? {
-            Some(results) => results,
-            None => torch_forward(x, weight, self.eps)?,
-        };
+        let (y, inverse) = forward(x, weight, self.eps)?;
         // The normalised values are one product away from x and 1 / rms: only those are kept.
         context.save(&[x, weight, &inverse]);
         Ok(vec![y])
@@ -52,18 +47,12 @@ impl Function for RmsNorm {
         &self,
         grads: &[Option<Tensor>],
         context: &BackwardContext,
-    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+    ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         let (Some(grad), [x, weight, inverse]) = (&grads[0], context.saved()) else {
             return Ok(vec![None, None]);
         };
-        let grad_x = if context.needs_input_grad(0) {
-            Some(match fused_backward(grad, x, weight, inverse)? {
-                Some(grad_x) => grad_x,
-                None => torch_backward(grad, x, weight, inverse)?,
-            })
-        } else {
-            None
-        };
+        let grad_x =
+            if context.needs_input_grad(0) { Some(backward(grad, x, weight, inverse)?) } else { None };
         let grad_weight = if context.needs_input_grad(1) {
             let normalised = x.f_to_kind(Kind::Float)?.f_mul(inverse)?;
             let product =
@@ -76,7 +65,23 @@ impl Function for RmsNorm {
     }
 }
 
-/// `y` and `1 / rms` of each row, in libtorch's operators.
+/// `y` and `1 / rms` of each row.
+pub(crate) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    match fused_forward(x, weight, eps)? {
+        Some(results) => Ok(results),
+        None => torch_forward(x, weight, eps),
+    }
+}
+
+/// The gradient of `x`.
+pub(crate) fn backward(grad: &Tensor, x: &Tensor, weight: &Tensor, inverse: &Tensor) -> Result<Tensor> {
+    match fused_backward(grad, x, weight, inverse)? {
+        Some(grad_x) => Ok(grad_x),
+        None => torch_backward(grad, x, weight, inverse),
+    }
+}
+
+/// [`forward`] in libtorch's operators.
 fn torch_forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let wide = x.f_to_kind(Kind::Float)?;
     let mean_square = wide.f_square()?.f_mean_dim([-1i64].as_slice(), true, Kind::Float)?;

@@ -4,7 +4,7 @@ use crate::{
     cpu::{Kernel, Rows, dispatch, fill_rows},
     error::{Result, check_shape},
 };
-use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::ops::Range;
 use tch::Tensor;
 
@@ -32,50 +32,66 @@ struct Rotary;
 
 /// Which way the angle runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Sense {
+pub(crate) enum Sense {
     Forward,
     /// The transpose of a rotation is the rotation back.
     Backward,
 }
 
 fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Tensor> {
-    match fused(x, cos, sin, sense)? {
+    rotate_first(x, x.size()[1], cos, sin, sense)
+}
+
+/// The first `heads` heads rotated, the others as they are: q and k beside v.
+pub(crate) fn rotate_first(
+    x: &Tensor,
+    heads: i64,
+    cos: &Tensor,
+    sin: &Tensor,
+    sense: Sense,
+) -> Result<Tensor> {
+    match fused(x, heads, cos, sin, sense)? {
         Some(y) => Ok(y),
-        None => torch(x, cos, sin, sense),
+        None => torch(x, heads, cos, sin, sense),
     }
 }
 
 /// The rotation in libtorch's operators.
-fn torch(x: &Tensor, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Tensor> {
+fn torch(x: &Tensor, heads: i64, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Tensor> {
     let half = x.size()[2] / 2;
     let (cos, mut sin) = (cos.f_unsqueeze(1)?, sin.f_unsqueeze(1)?);
     if sense == Sense::Backward {
         sin = sin.f_neg()?;
     }
-    let (first, second) = (x.f_narrow(2, 0, half)?, x.f_narrow(2, half, half)?);
     let y = x.f_empty_like()?;
-    let (mut y1, mut y2) = (y.f_narrow(2, 0, half)?, y.f_narrow(2, half, half)?);
+    let others = x.size()[1] - heads;
+    y.f_narrow(1, heads, others)?.f_copy_(&x.f_narrow(1, heads, others)?)?;
+    let (x, rotated) = (x.f_narrow(1, 0, heads)?, y.f_narrow(1, 0, heads)?);
+    let (first, second) = (x.f_narrow(2, 0, half)?, x.f_narrow(2, half, half)?);
+    let (mut y1, mut y2) = (rotated.f_narrow(2, 0, half)?, rotated.f_narrow(2, half, half)?);
     y1.f_copy_(&first.f_mul(&cos)?.f_sub(&second.f_mul(&sin)?)?)?;
     y2.f_copy_(&second.f_mul(&cos)?.f_add(&first.f_mul(&sin)?)?)?;
     Ok(y)
 }
 
 /// The rotation in one pass. The heads of a token lie side by side; tokens may lie apart, as in a split of q, k and v.
-fn fused(x: &Tensor, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Option<Tensor>> {
+fn fused(x: &Tensor, heads: i64, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<Option<Tensor>> {
     let (Some(rows), Some(cos), Some(sin)) = (Rows::of(x, 2), Rows::of(cos, 1), Rows::of(sin, 1)) else {
         return Ok(None);
     };
+    let Ok(heads) = usize::try_from(heads) else { return Ok(None) };
     if cos.width() != sin.width() {
         return Ok(None);
     }
     let [y] = fill_rows(rows.count(), [&x.size()], |range, [y]| {
-        dispatch(Rotation { x: rows, cos, sin, sense, range, y });
+        dispatch(Rotation { x: rows, heads, cos, sin, sense, range, y });
     })?;
     Ok(Some(y))
 }
 
 struct Rotation<'a> {
     x: Rows<'a>,
+    heads: usize,
     cos: Rows<'a>,
     sin: Rows<'a>,
     sense: Sense,
@@ -90,8 +106,10 @@ impl Kernel for Rotation<'_> {
         let sign = if self.sense == Sense::Forward { 1.0 } else { -1.0 };
         for (index, y) in self.range.zip(self.y.chunks_exact_mut(self.x.width())) {
             let (cos, sin) = (self.cos.row(index), self.sin.row(index));
-            let heads = self.x.row(index).chunks_exact(2 * half);
-            for (x, y) in heads.zip(y.chunks_exact_mut(2 * half)) {
+            let (x, others) = self.x.row(index).split_at(self.heads * 2 * half);
+            let (y, other_results) = y.split_at_mut(self.heads * 2 * half);
+            other_results.copy_from_slice(others);
+            for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
                 let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
                 let angles = cos.iter().zip(sin);
                 let results = y1.iter_mut().zip(y2.iter_mut());
@@ -105,14 +123,12 @@ impl Kernel for Rotation<'_> {
     }
 }
 
-type Boxed = Box<dyn std::error::Error + Send + Sync>;
-
 impl Function for Rotary {
     fn forward(
         &mut self,
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
-    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+    ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let [Some(x), Some(cos), Some(sin)] = inputs else {
             return Err("x, cos and sin are required".into());
         };
@@ -124,7 +140,7 @@ impl Function for Rotary {
         &self,
         grads: &[Option<Tensor>],
         context: &BackwardContext,
-    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+    ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         let (Some(grad), [cos, sin]) = (&grads[0], context.saved()) else {
             return Ok(vec![None, None, None]);
         };
@@ -145,12 +161,15 @@ mod tests {
             let angle = noise(2, &[tokens, half]) * 3.0;
             let (cos, sin) = (angle.cos(), angle.sin());
             for sense in [Sense::Forward, Sense::Backward] {
-                let y = fused(&x, &cos, &sin, sense).unwrap().unwrap();
-                assert!(y.is_contiguous());
-                assert_close(&y, &torch(&x, &cos, &sin, sense).unwrap(), 1e-7);
+                for first in [heads, heads - 1] {
+                    let y = fused(&x, first, &cos, &sin, sense).unwrap().unwrap();
+                    assert!(y.is_contiguous());
+                    assert_close(&y, &torch(&x, first, &cos, &sin, sense).unwrap(), 1e-7);
+                    assert_eq!(y.narrow(1, first, heads - first), x.narrow(1, first, heads - first));
+                }
             }
-            let there = fused(&x, &cos, &sin, Sense::Forward).unwrap().unwrap();
-            assert_close(&fused(&there, &cos, &sin, Sense::Backward).unwrap().unwrap(), &x, 1e-6);
+            let there = fused(&x, heads, &cos, &sin, Sense::Forward).unwrap().unwrap();
+            assert_close(&fused(&there, heads, &cos, &sin, Sense::Backward).unwrap().unwrap(), &x, 1e-6);
         }
     }
 
@@ -158,7 +177,7 @@ mod tests {
     fn heads_that_lie_apart_take_the_path_through_libtorch() {
         let angle = noise(2, &[5, 4]);
         let x = noise(1, &[3, 5, 8]).transpose(0, 1);
-        assert!(fused(&x, &angle.cos(), &angle.sin(), Sense::Forward).unwrap().is_none());
+        assert!(fused(&x, 5, &angle.cos(), &angle.sin(), Sense::Forward).unwrap().is_none());
         let y = rotate(&x, &angle.cos(), &angle.sin(), Sense::Forward).unwrap();
         assert_close(&y, &rotate(&x.contiguous(), &angle.cos(), &angle.sin(), Sense::Forward).unwrap(), 1e-7);
     }
@@ -168,7 +187,7 @@ mod tests {
         let (x, cos, sin) = (noise(1, &[301, 12, 64]), noise(2, &[301, 32]), noise(3, &[301, 32]));
         let of = |threads| {
             tch::set_num_threads(threads);
-            fused(&x, &cos, &sin, Sense::Forward).unwrap().unwrap()
+            fused(&x, 12, &cos, &sin, Sense::Forward).unwrap().unwrap()
         };
         assert_eq!(of(1), of(3));
     }

@@ -4,7 +4,7 @@ use crate::{
     cpu::{Kernel, Rows, dispatch, exp, fill_rows, map},
     error::{Result, check_shape},
 };
-use ferrotune_autograd::{BackwardContext, ForwardContext, Function, apply_one};
+use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::ops::Range;
 use tch::Tensor;
 
@@ -26,33 +26,40 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
 
 struct SwiGlu;
 
-type Boxed = Box<dyn std::error::Error + Send + Sync>;
-
 impl Function for SwiGlu {
     fn forward(
         &mut self,
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
-    ) -> std::result::Result<Vec<Tensor>, Boxed> {
+    ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let gate_up = inputs[0].ok_or("gate_up is required")?;
-        let y = match fused_forward(gate_up)? {
-            Some(y) => y,
-            None => torch_forward(gate_up)?,
-        };
         context.save(&[gate_up]);
-        Ok(vec![y])
+        Ok(vec![forward(gate_up)?])
     }
 
     fn backward(
         &self,
         grads: &[Option<Tensor>],
         context: &BackwardContext,
-    ) -> std::result::Result<Vec<Option<Tensor>>, Boxed> {
+    ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         let (Some(grad), [gate_up]) = (&grads[0], context.saved()) else { return Ok(vec![None]) };
-        Ok(vec![Some(match fused_backward(grad, gate_up)? {
-            Some(result) => result,
-            None => torch_backward(grad, gate_up)?,
-        })])
+        Ok(vec![Some(backward(grad, gate_up)?)])
+    }
+}
+
+/// `silu(gate) * up`.
+pub(crate) fn forward(gate_up: &Tensor) -> Result<Tensor> {
+    match fused_forward(gate_up)? {
+        Some(y) => Ok(y),
+        None => torch_forward(gate_up),
+    }
+}
+
+/// The gradient of `gate_up`.
+pub(crate) fn backward(grad: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+    match fused_backward(grad, gate_up)? {
+        Some(result) => Ok(result),
+        None => torch_backward(grad, gate_up),
     }
 }
 

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in the helpers of tests
 
 use ferrotune_kernels::{
-    AttentionOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, RandomKey, SequenceLayout,
+    AttentionOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, Prologue, RandomKey, SequenceLayout,
     cached_attention, causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy,
-    lora_linear, rms_norm, rotary, swiglu,
+    lora_linear, rms_norm, rotary, rotary_attention, swiglu,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -85,7 +85,7 @@ fn a_group_equals_its_members_apart() {
                 GroupMember { out_features: 2, update: None },
                 GroupMember { out_features: 4, update: update(&leaves[3], &leaves[4], 0.5) },
             ];
-            grouped_lora_linear(&leaves[0], &frozen, None, &members, Mode::Eval).unwrap()
+            grouped_lora_linear(&leaves[0], Prologue::None, &frozen, None, &members, Mode::Eval).unwrap()
         },
         |leaves| {
             let x = &leaves[0];
@@ -150,19 +150,19 @@ fn linear_cross_entropy_equals_log_softmax_of_the_logits() {
 
 #[test]
 fn linear_cross_entropy_over_several_chunks_equals_one() {
-    // A vocabulary of 2^20 makes chunks of 16 targets; the rows of the second chunk repeat those of the first.
+    // A vocabulary of 2^20 makes chunks of 4 targets; the rows of the second chunk repeat those of the first.
     let frozen = FrozenWeight::new(&noise(50, &[1 << 20, 2])).unwrap();
-    let ids: Vec<i64> = (0..16).map(|i| i * 65_535).collect();
-    let hidden = leaf(1, &[16, 2]);
+    let ids: Vec<i64> = (0..4).map(|i| i * 262_141).collect();
+    let hidden = leaf(1, &[4, 2]);
     let once = linear_cross_entropy(&hidden, &frozen, &Tensor::from_slice(&ids)).unwrap();
     once.sum(Kind::Float).backward();
     let twice = hidden.detach().repeat([2, 1]).set_requires_grad(true);
     let both =
         linear_cross_entropy(&twice, &frozen, &Tensor::from_slice(&[&ids[..], &ids[..]].concat())).unwrap();
     both.sum(Kind::Float).backward();
-    for start in [0, 16] {
-        assert!(relative(&both.narrow(0, start, 16), &once) < 1e-6);
-        assert!(relative(&twice.grad().narrow(0, start, 16), &hidden.grad()) < 1e-6);
+    for start in [0, 4] {
+        assert!(relative(&both.narrow(0, start, 4), &once) < 1e-6);
+        assert!(relative(&twice.grad().narrow(0, start, 4), &hidden.grad()) < 1e-6);
     }
     let none = linear_cross_entropy(&noise(1, &[0, 2]), &frozen, &Tensor::from_slice::<i64>(&[])).unwrap();
     assert_eq!(none.size(), [0]);
@@ -237,6 +237,49 @@ fn what_does_not_lie_in_rows_follows_the_same_formulas() {
     );
 }
 
+#[test]
+fn a_prologue_equals_the_step_before_the_layer() {
+    let (first, second) = (noise(50, &[5, 8]), noise(51, &[2, 8]));
+    let frozen = FrozenWeight::stacked(&[&first, &second]).unwrap();
+    let scale = noise(52, &[8]) + 1.5;
+    let norm = Prologue::RmsNorm { weight: &scale, eps: 1e-3 };
+    let shapes = |columns| [vec![11, columns], vec![3, 8], vec![5, 3]];
+    for dropout in [0.0, 0.5] {
+        let layer = |x: &Tensor, prologue: Prologue, a: &Tensor, b: &Tensor| {
+            let update = LowRank { a, b, scaling: 2.5, dropout, layer: 7 };
+            let members = [
+                GroupMember { out_features: 5, update: Some(update) },
+                GroupMember { out_features: 2, update: None },
+            ];
+            let mode = Mode::Train(RandomKey::from_seed(3));
+            grouped_lora_linear(x, prologue, &frozen, None, &members, mode).unwrap()
+        };
+        for (prologue, columns) in [(norm, 8), (Prologue::SwiGlu, 16)] {
+            let shapes = shapes(columns);
+            compare(
+                &shapes.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+                |leaves| layer(&leaves[0], prologue, &leaves[1], &leaves[2]),
+                |leaves| {
+                    let x = match prologue {
+                        Prologue::SwiGlu => swiglu(&leaves[0]).unwrap(),
+                        _ => rms_norm(&leaves[0], &scale, 1e-3).unwrap(),
+                    };
+                    layer(&x, Prologue::None, &leaves[1], &leaves[2])
+                },
+            );
+        }
+    }
+    // Without an update there is nothing to keep, and the step is there all the same.
+    compare(
+        &[&[11, 8]],
+        |leaves| {
+            let members = [GroupMember { out_features: 7, update: None }];
+            grouped_lora_linear(&leaves[0], norm, &frozen, None, &members, Mode::Eval).unwrap()
+        },
+        |leaves| frozen_linear(&rms_norm(&leaves[0], &scale, 1e-3).unwrap(), &frozen, None).unwrap(),
+    );
+}
+
 /// Attention by the formula: one score matrix a sequence and head.
 fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, borders: &[i64], scale: f64, window: i64) -> Tensor {
     let group = q.size()[1] / k.size()[1];
@@ -288,6 +331,32 @@ fn attention_reads_columns_of_a_wider_tensor() {
             plain_attention(&parts[0], &parts[1], &parts[2], &[0, 4, 7], 0.5, i64::MAX)
         },
     );
+}
+
+#[test]
+fn rotary_attention_rotates_queries_and_keys_and_leaves_values() {
+    let borders = [0, 4, 5, 12];
+    let layout = SequenceLayout::from_cu_seqlens(&borders).unwrap();
+    let angle = noise(60, &[12, 4]) * 3.0;
+    let (cos, sin) = (angle.cos(), angle.sin());
+    for (heads, kv_heads, window) in [(4, 2, None), (3, 3, None), (4, 1, Some(3))] {
+        let options = AttentionOptions { scale: 0.5, sliding_window: window };
+        compare(
+            &[&[12, heads + 2 * kv_heads, 8]],
+            |leaves| rotary_attention(&leaves[0], kv_heads, &cos, &sin, &layout, options).unwrap(),
+            |leaves| {
+                let parts = leaves[0].split_with_sizes([heads, kv_heads, kv_heads], 1);
+                let rotate = |x: &Tensor| {
+                    let halves = x.chunk(2, 2);
+                    let (cos, sin) = (cos.unsqueeze(1), sin.unsqueeze(1));
+                    let first = &halves[0] * &cos - &halves[1] * &sin;
+                    Tensor::cat(&[first, &halves[1] * &cos + &halves[0] * &sin], 2)
+                };
+                let (q, k) = (rotate(&parts[0]), rotate(&parts[1]));
+                plain_attention(&q, &k, &parts[2], &borders, 0.5, window.unwrap_or(i64::MAX))
+            },
+        );
+    }
 }
 
 #[test]

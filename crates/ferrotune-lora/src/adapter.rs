@@ -239,7 +239,7 @@ fn add(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferrotune_kernels::Mode;
+    use ferrotune_kernels::{Mode, Prologue};
     use tch::Device;
 
     struct Model {
@@ -320,7 +320,7 @@ mod tests {
         }
         let x = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([4, 6]);
         let layout = layout_of(&[0, 1, 3, 4]).with_adapters(&[Some(1), None, Some(0)]).unwrap();
-        let y = model.qv.forward_packed(&x, &layout, Mode::Eval).unwrap();
+        let y = model.qv.forward_packed(Prologue::None, &x, &layout, Mode::Eval).unwrap();
         for (row, adapter) in [(0, Some(1)), (1, None), (2, None), (3, Some(0))] {
             let alone = model.qv.forward(&x.narrow(0, row, 1), adapter, Mode::Eval).unwrap();
             assert!((y.narrow(0, row, 1) - alone).abs().max().double_value(&[]) < 1e-4, "row {row}");

@@ -5,7 +5,7 @@ use crate::{
     target::ModuleInfo,
 };
 use ferrotune_kernels::{
-    FrozenWeight, GroupMember, LowRank, Mode, RandomKey, SequenceLayout, grouped_lora_linear,
+    FrozenWeight, GroupMember, LowRank, Mode, Prologue, RandomKey, SequenceLayout, grouped_lora_linear,
 };
 use tch::{Tensor, nn};
 
@@ -203,6 +203,23 @@ impl LoraLinear {
     /// # Errors
     /// [`Error::Kernel`] if `x` does not fit, or libtorch fails.
     pub fn forward(&self, x: &Tensor, adapter: Option<usize>, mode: Mode) -> Result<Tensor> {
+        self.forward_after(Prologue::None, x, adapter, mode)
+    }
+
+    /// [`forward`](Self::forward) of what `prologue` makes of `x`; backward makes it again rather than keep it.
+    ///
+    /// # Shapes
+    /// - `x`: `[..., in_features]`, or what the prologue turns into that; returns `[..., sum of out_features]`
+    ///
+    /// # Errors
+    /// As [`LoraLinear::forward`].
+    pub fn forward_after(
+        &self,
+        prologue: Prologue,
+        x: &Tensor,
+        adapter: Option<usize>,
+        mode: Mode,
+    ) -> Result<Tensor> {
         let members: Vec<GroupMember> = self
             .members
             .iter()
@@ -219,20 +236,26 @@ impl LoraLinear {
                 }),
             })
             .collect();
-        Ok(grouped_lora_linear(x, &self.weight, self.bias.as_ref(), &members, mode)?)
+        Ok(grouped_lora_linear(x, prologue, &self.weight, self.bias.as_ref(), &members, mode)?)
     }
 
-    /// Output of the layer for packed sequences, each on the adapter that the layout names.
+    /// Output of the layer for what `prologue` makes of packed sequences, each on the adapter that the layout names.
     ///
     /// # Shapes
-    /// - `x`: `[total_tokens, in_features]`; returns `[total_tokens, sum of out_features]`
+    /// - `x`: `[total_tokens, in_features]`, or what the prologue turns into that; returns `[total_tokens, sum of out_features]`
     ///
     /// # Errors
     /// As [`LoraLinear::forward`].
-    pub fn forward_packed(&self, x: &Tensor, layout: &SequenceLayout, mode: Mode) -> Result<Tensor> {
+    pub fn forward_packed(
+        &self,
+        prologue: Prologue,
+        x: &Tensor,
+        layout: &SequenceLayout,
+        mode: Mode,
+    ) -> Result<Tensor> {
         match layout.adapter_rows().as_slice() {
-            [] => self.forward(x, None, mode),
-            [(_, adapter)] => self.forward(x, *adapter, mode),
+            [] => self.forward_after(prologue, x, None, mode),
+            [(_, adapter)] => self.forward_after(prologue, x, *adapter, mode),
             runs => {
                 let parts: Vec<Tensor> = runs
                     .iter()
@@ -242,7 +265,8 @@ impl LoraLinear {
                             Mode::Train(key) => Mode::Train(key.fold(rows.start as u64)),
                             Mode::Eval => Mode::Eval,
                         };
-                        self.forward(&x.f_narrow(0, rows.start, rows.end - rows.start)?, *adapter, mode)
+                        let rows = x.f_narrow(0, rows.start, rows.end - rows.start)?;
+                        self.forward_after(prologue, &rows, *adapter, mode)
                     })
                     .collect::<Result<_>>()?;
                 Ok(Tensor::f_cat(&parts, 0)?)

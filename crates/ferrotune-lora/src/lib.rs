@@ -17,5 +17,5 @@ pub use layer::{LoraLinear, LoraWeights};
 pub use peft::{AdapterFile, load_adapter, save_adapter};
 pub use target::{ModuleInfo, effective_target_modules, matches, select_targets};
 
-pub use ferrotune_kernels::{Mode, RandomKey, SequenceLayout};
+pub use ferrotune_kernels::{Mode, Prologue, RandomKey, SequenceLayout};
 pub use tch;

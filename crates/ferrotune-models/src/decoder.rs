@@ -7,8 +7,8 @@ use crate::{
     rope, size,
 };
 use ferrotune_kernels::{
-    AttentionOptions, FrozenWeight, Mode, SequenceLayout, causal_attention, linear_cross_entropy, rms_norm,
-    rotary, swiglu,
+    AttentionOptions, FrozenWeight, Mode, Prologue, SequenceLayout, linear_cross_entropy, rms_norm, rotary,
+    rotary_attention,
 };
 use ferrotune_lora::{Adaptable, LoraLinear};
 use std::path::Path;
@@ -53,22 +53,33 @@ struct Layer {
     down_proj: LoraLinear,
 }
 
-/// Rotary tables and attention of one forward pass.
+/// Rotary embedding and attention of one forward pass.
 pub(crate) trait Attend {
-    /// Attention of the new rows: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`, rotated.
-    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor>;
+    /// Attention of the new rows, `[tokens, heads, head_dim]`; `qkv` is `[tokens, heads + 2 * kv_heads, head_dim]`, not rotated yet,
+    /// and `tables` are the cosines and sines of its rows.
+    fn attend(&mut self, layer: usize, qkv: &Tensor, tables: &[Tensor; 2]) -> Result<Tensor>;
 }
 
 /// Attention within the batch alone, for training and scoring.
 struct WithinBatch<'a> {
     layout: &'a SequenceLayout,
+    kv_heads: i64,
     options: AttentionOptions,
 }
 
 impl Attend for WithinBatch<'_> {
-    fn attend(&mut self, _: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        Ok(causal_attention(q, k, v, self.layout, self.options)?)
+    fn attend(&mut self, _: usize, qkv: &Tensor, [cos, sin]: &[Tensor; 2]) -> Result<Tensor> {
+        Ok(rotary_attention(qkv, self.kv_heads, cos, sin, self.layout, self.options)?)
     }
+}
+
+/// Rotated queries and keys, and the values, of `[tokens, heads + 2 * kv_heads, head_dim]`.
+pub(crate) fn rotated(qkv: &Tensor, kv_heads: i64, [cos, sin]: &[Tensor; 2]) -> Result<[Tensor; 3]> {
+    let heads = qkv.size()[1] - 2 * kv_heads;
+    // q and k lie side by side and are rotated in one go.
+    let qk = rotary(&qkv.f_narrow(1, 0, heads + kv_heads)?, cos, sin)?;
+    let (q, k) = (qk.f_narrow(1, 0, heads)?, qk.f_narrow(1, heads, kv_heads)?);
+    Ok([q, k, qkv.f_narrow(1, heads + kv_heads, kv_heads)?])
 }
 
 impl CausalLm {
@@ -157,7 +168,8 @@ impl CausalLm {
         mode: Mode,
     ) -> Result<Tensor> {
         let options = self.attention_options();
-        self.run(input_ids, layout, rows, mode, &mut WithinBatch { layout, options })
+        let kv_heads = self.config.num_key_value_heads;
+        self.run(input_ids, layout, rows, mode, &mut WithinBatch { layout, kv_heads, options })
     }
 
     /// Logits of the rows `rows` (all where `None`), in f32.
@@ -313,7 +325,7 @@ impl Layer {
     fn attention(
         &self,
         x: &Tensor,
-        [cos, sin]: &[Tensor; 2],
+        tables: &[Tensor; 2],
         config: &ModelConfig,
         layout: &SequenceLayout,
         index: usize,
@@ -322,14 +334,10 @@ impl Layer {
     ) -> Result<Tensor> {
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let normalised = rms_norm(x, &self.input_layernorm, config.rms_norm_eps)?;
-        let qkv = self.qkv_proj.forward_packed(&normalised, layout, mode)?;
-        drop(normalised);
+        let norm = Prologue::RmsNorm { weight: &self.input_layernorm, eps: config.rms_norm_eps };
+        let qkv = self.qkv_proj.forward_packed(norm, x, layout, mode)?;
         let qkv = qkv.f_view([-1, heads + 2 * kv_heads, head_dim])?;
-        let parts = qkv.f_split_with_sizes([heads + kv_heads, kv_heads], 1)?;
-        // q and k lie side by side and are rotated in one go.
-        let qk = rotary(&parts[0], cos, sin)?.f_split_with_sizes([heads, kv_heads], 1)?;
-        let attended = attention.attend(index, &qk[0], &qk[1], &parts[1])?;
+        let attended = attention.attend(index, &qkv, tables)?;
         Ok(attended.f_reshape([-1, heads * head_dim])?)
     }
 
@@ -352,11 +360,10 @@ impl Layer {
             Some((x, attended, layout)) => (x, attended, layout),
             None => (x, attended, layout),
         };
-        let x = x.f_add(&self.o_proj.forward_packed(attended, layout, mode)?)?;
-        let normalised = rms_norm(&x, &self.post_attention_layernorm, config.rms_norm_eps)?;
-        let gated = swiglu(&self.gate_up_proj.forward_packed(&normalised, layout, mode)?)?;
-        drop(normalised);
-        Ok(x.f_add(&self.down_proj.forward_packed(&gated, layout, mode)?)?)
+        let x = x.f_add(&self.o_proj.forward_packed(Prologue::None, attended, layout, mode)?)?;
+        let norm = Prologue::RmsNorm { weight: &self.post_attention_layernorm, eps: config.rms_norm_eps };
+        let gate_up = self.gate_up_proj.forward_packed(norm, &x, layout, mode)?;
+        Ok(x.f_add(&self.down_proj.forward_packed(Prologue::SwiGlu, &gate_up, layout, mode)?)?)
     }
 }
 

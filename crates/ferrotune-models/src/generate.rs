@@ -2,7 +2,7 @@
 
 use crate::{
     config::ModelConfig,
-    decoder::{Attend, CausalLm},
+    decoder::{Attend, CausalLm, rotated},
     error::{Error, Result},
 };
 use ferrotune_kernels::{AttentionOptions, Mode, SequenceLayout, causal_attention};
@@ -245,6 +245,7 @@ fn decode_mask(running: &[Running], longest: i64, window: Option<i64>, model: &C
 /// Keys and values of every layer, `[slots * capacity, kv_heads, head_dim]` each, allocated once.
 struct Cache {
     layers: Vec<[Tensor; 2]>,
+    kv_heads: i64,
     capacity: i64,
 }
 
@@ -256,7 +257,7 @@ impl Cache {
         let layers = (0..config.num_hidden_layers)
             .map(|_| Ok([Tensor::f_zeros(shape, options)?, Tensor::f_zeros(shape, options)?]))
             .collect::<Result<_>>()?;
-        Ok(Self { layers, capacity })
+        Ok(Self { layers, kv_heads: config.num_key_value_heads, capacity })
     }
 
     fn row(&self, slot: usize, position: i64) -> i64 {
@@ -287,9 +288,10 @@ struct Prefill<'a> {
 }
 
 impl Attend for Prefill<'_> {
-    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        self.cache.write(layer, &self.rows, k, v)?;
-        Ok(causal_attention(q, k, v, self.layout, self.options)?)
+    fn attend(&mut self, layer: usize, qkv: &Tensor, tables: &[Tensor; 2]) -> Result<Tensor> {
+        let [q, k, v] = rotated(qkv, self.cache.kv_heads, tables)?;
+        self.cache.write(layer, &self.rows, &k, &v)?;
+        Ok(causal_attention(&q, &k, &v, self.layout, self.options)?)
     }
 }
 
@@ -302,8 +304,9 @@ struct Decode<'a> {
 }
 
 impl Attend for Decode<'_> {
-    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        self.cache.write(layer, &self.rows, k, v)?;
+    fn attend(&mut self, layer: usize, qkv: &Tensor, tables: &[Tensor; 2]) -> Result<Tensor> {
+        let [q, k, v] = rotated(qkv, self.cache.kv_heads, tables)?;
+        self.cache.write(layer, &self.rows, &k, &v)?;
         let sequences = q.size()[0];
         // [sequences, kv_heads, longest, head_dim], a view into the cache
         let view = |stored: &Tensor| -> Result<Tensor> {

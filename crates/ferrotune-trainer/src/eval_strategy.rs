@@ -42,7 +42,7 @@ impl EvalStrategy {
     pub const ALL: [Self; 3] = [Self::No, Self::Steps, Self::Epoch];
 
     /// The name in `eval_strategy`.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::No => "no",
             Self::Steps => "steps",

@@ -72,7 +72,7 @@ impl SchedulerType {
     ];
 
     /// The name in `lr_scheduler_type`.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
             Self::Cosine => "cosine",

@@ -1,6 +1,8 @@
 //! The names a recipe may use, and the choices it may make.
 
 use super::nearest::nearest;
+use ferrotune_metrics::Metric;
+use ferrotune_trainer::{EvalStrategy, SchedulerType};
 
 /// Every section with its keys; `""` is the top of the file.
 pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
@@ -43,34 +45,27 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
     ("runtime", &["device", "compute_dtype", "threads"]),
 ];
 
+/// The names of every value of an enum that the library below offers.
+macro_rules! names_of {
+    ($choices:ty) => {
+        &{
+            let mut names = [""; <$choices>::ALL.len()];
+            let mut index = 0;
+            while index < names.len() {
+                names[index] = <$choices>::ALL[index].name();
+                index += 1;
+            }
+            names
+        }
+    };
+}
+
 /// The metrics that `evaluation.metrics` takes, by the names of rouge-score and sacrebleu.
-pub const METRICS: &[&str] = &[
-    "rouge1",
-    "rouge2",
-    "rouge3",
-    "rouge4",
-    "rouge5",
-    "rouge6",
-    "rouge7",
-    "rouge8",
-    "rouge9",
-    "rougeL",
-    "rougeLsum",
-    "bleu",
-    "chrf",
-];
+pub const METRICS: &[&str] = names_of!(Metric);
 /// The schedules that `training.lr_scheduler_type` takes, by transformers' names.
-pub const LR_SCHEDULER_TYPES: &[&str] = &[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-];
+pub const LR_SCHEDULER_TYPES: &[&str] = names_of!(SchedulerType);
 /// When the validation file is measured during training: what `training.eval_strategy` takes, by transformers' names.
-pub const EVAL_STRATEGIES: &[&str] = &["no", "steps", "epoch"];
+pub const EVAL_STRATEGIES: &[&str] = names_of!(EvalStrategy);
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.

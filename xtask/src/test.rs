@@ -2,6 +2,7 @@
 
 mod alone;
 mod docs;
+mod errors;
 mod graph;
 mod guide;
 mod licences;
@@ -27,7 +28,7 @@ struct Step {
 }
 
 /// What needs no libtorch comes before the set-up that provides it: on a fresh machine there is none then.
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step { name: "format", about: "the code is formatted", work: format },
     Step {
         name: "graph",
@@ -40,6 +41,11 @@ const STEPS: [Step; 14] = [
     },
     Step { name: "licences", about: "dependencies are permissive", work: || licences::check(&metadata()?) },
     Step { name: "docs", about: "links and commands of the pages lead somewhere", work: docs::check },
+    Step {
+        name: "errors",
+        about: "a test names each variant of each error",
+        work: || errors::check(&workspace::root()),
+    },
     Step { name: "pure", about: "data and metrics build and pass without libtorch", work: pure },
     Step { name: "setup", about: "libtorch and the demo model are there", work: || setup::run().map(|_| ()) },
     Step { name: "clippy", about: "no lint warns", work: clippy },

@@ -199,8 +199,14 @@ fn all_linear_is_written_as_paths_and_values_of_any_kind_as_f32() {
     assert_eq!((read_a, read_b), (&a.to_kind(Kind::Float), &b));
 }
 
+/// As many cases as `PROPTEST_CASES` says.
+fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases.unwrap_or(default)) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(cases(256))]
 
     #[test]
     fn a_key_leads_back_to_its_path(path in "[a-zA-Z0-9_.\\-\u{e9}]{1,40}", b in any::<bool>()) {

@@ -130,22 +130,6 @@ pub enum Error {
         /// The output directory.
         path: PathBuf,
     },
-    /// A safetensors file could not be written.
-    #[error("cannot write {}: {source}", path.display())]
-    SafetensorsWrite {
-        /// The file.
-        path: PathBuf,
-        /// The reason given by the safetensors library.
-        source: safetensors::SafeTensorError,
-    },
-    /// A value could not be written as JSON.
-    #[error("cannot write {}: {source}", path.display())]
-    JsonWrite {
-        /// The file.
-        path: PathBuf,
-        /// The reason given by the JSON library.
-        source: serde_json::Error,
-    },
     /// `config.json` is not JSON.
     #[error("line {line}, column {column}: expected a JSON object: {reason}")]
     ConfigMalformed {
@@ -315,9 +299,6 @@ impl Error {
         let explain = |source| ferrotune_precision::explain_write_error(place, Some(bytes), source);
         match self {
             Self::Io { action, path, source } => Self::Io { action, path, source: explain(source) },
-            Self::SafetensorsWrite { path, source: safetensors::SafeTensorError::IoError(source) } => {
-                Self::Io { action: "write", path, source: explain(source) }
-            }
             error => error,
         }
     }

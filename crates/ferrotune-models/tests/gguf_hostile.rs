@@ -211,8 +211,14 @@ fn import_whatever_it_is(bytes: &[u8]) {
     }
 }
 
+/// As many cases as `PROPTEST_CASES` says.
+fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases.unwrap_or(default)) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     #[test]
     fn a_truncated_file_never_panics(length in 0_usize..47_136) {

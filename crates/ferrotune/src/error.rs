@@ -55,15 +55,6 @@ pub enum Error {
         source: toml::ser::Error,
     },
 
-    /// Numbers cannot be written as JSON.
-    #[error("{what} cannot be written as JSON: {source}")]
-    ToJson {
-        /// What was to be written: `metrics.json`, or an event.
-        what: &'static str,
-        /// What the serialiser says.
-        source: serde_json::Error,
-    },
-
     /// The output directory holds the results of another run.
     #[error(
         "{} holds another run ({found}); choose another `output_dir`, or set `overwrite_output_dir = true` to replace it",
@@ -243,7 +234,7 @@ impl Error {
                         | Trainer::EmptyDataset { .. }
                 )
             }
-            Self::RecipeToToml { .. } | Self::ToJson { .. } | Self::Kernels(_) | Self::Torch(_) => false,
+            Self::RecipeToToml { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
 }

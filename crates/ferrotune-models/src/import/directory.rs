@@ -128,7 +128,7 @@ impl Staging {
 
     pub(super) fn json(&mut self, name: &str, value: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(value)
-            .map_err(|source| Error::JsonWrite { path: self.target.join(name), source })?;
+            .map_err(|error| Error::io("write", self.target.join(name))(error.into()))?;
         text.push(b'\n');
         self.bytes(name, &text)
     }

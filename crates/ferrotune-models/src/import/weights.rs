@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use safetensors::{Dtype, View};
+use safetensors::{Dtype, SafeTensorError, View};
 
 use super::ImportProgress;
 use super::config::ModelConfig;
@@ -113,7 +113,11 @@ impl WeightPlan {
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), Decoded { tensor, writer: &writer }));
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         safetensors::serialize_to_file(views, Some(metadata), path)
-            .map_err(|source| Error::SafetensorsWrite { path: target.to_owned(), source })?;
+            .map_err(|error| match error {
+                SafeTensorError::IoError(error) => error,
+                error => std::io::Error::other(error),
+            })
+            .map_err(Error::io("write", target))?;
         Ok(writer.going.get())
     }
 }

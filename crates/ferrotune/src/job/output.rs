@@ -147,7 +147,8 @@ impl OutputDirectory {
         for output in outputs {
             let Output { prompt, reference, before, after, .. } = output;
             let line = serde_json::to_string(&Line { prompt, reference, before, after });
-            lines.push_str(&line.map_err(|source| Error::ToJson { what: "predictions.jsonl", source })?);
+            let path = self.path.join("predictions.jsonl");
+            lines.push_str(&line.map_err(|source| Error::Write { path, source: source.into() })?);
             lines.push('\n');
         }
         self.write("predictions.jsonl", lines)
@@ -276,6 +277,38 @@ mod tests {
         fs::remove_file(path.join("report.html")).unwrap();
         let error = OutputDirectory::prepare(&path, false).unwrap_err();
         assert!(matches!(&error, Error::OutputExists { found, .. } if found == "unfinished"), "{error}");
+    }
+
+    #[test]
+    fn a_training_that_its_place_does_not_take_is_saved_elsewhere() {
+        use ferrotune_lora::{Adaptable, LoraConfig, LoraLinear, inject};
+        struct Model(LoraLinear);
+        impl Adaptable for Model {
+            fn visit_linears(
+                &mut self,
+                visit: &mut dyn FnMut(&mut LoraLinear) -> ferrotune_lora::Result<()>,
+            ) -> ferrotune_lora::Result<()> {
+                visit(&mut self.0)
+            }
+        }
+        let weight = tch::Tensor::ones([3, 2], (tch::Kind::Float, tch::Device::Cpu));
+        let mut model = Model(LoraLinear::new("layers.0.q_proj", &weight, None).unwrap());
+        let key = ferrotune_kernels::RandomKey::from_seed(1);
+        let adapter = inject(&mut model, "default", 0, &LoraConfig::default(), key).unwrap();
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let directory = OutputDirectory::prepare(&path, false).unwrap();
+        // In the meantime somebody has put a file in the place of the directory.
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        match directory.save_trained(&adapter, "") {
+            Err(Error::AfterTraining { adapter, source }) => {
+                assert!(source.is_bad_input() && ferrotune_lora::load_adapter(&adapter).is_ok());
+                fs::remove_dir_all(adapter).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

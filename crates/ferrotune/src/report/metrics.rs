@@ -187,10 +187,11 @@ impl Metrics {
     /// The text of `metrics.json`, indented.
     ///
     /// # Errors
-    /// [`Error::ToJson`], which no value of this type should cause.
+    /// [`Error::Write`], which no value of this type should cause.
     pub fn to_json(&self) -> Result<String> {
         let json = serde_json::to_string_pretty(self);
-        let json = json.map_err(|source| Error::ToJson { what: "metrics.json", source })?;
+        let json =
+            json.map_err(|source| Error::Write { path: "metrics.json".into(), source: source.into() })?;
         Ok(json + "\n")
     }
 }

@@ -1,0 +1,101 @@
+//! Errors that no other test names, reached.
+
+#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+
+mod common;
+
+use common::{Batch, Examples, ModelError, TokenModel};
+use ferrotune_trainer::{
+    AdamW, AdamWOptions, BoxError, Callback, Error, GradientReducer, Gradients, Mode, StepRecord,
+    TrainableModel, Trainer, TrainingArguments,
+};
+use tch::{Device, Kind, Tensor};
+
+fn arguments() -> TrainingArguments {
+    TrainingArguments { max_steps: 1, ..TrainingArguments::default() }
+}
+
+#[test]
+fn arguments_that_no_run_can_use_are_named() {
+    let wrong = TrainingArguments { per_device_train_batch_size: 0, ..arguments() };
+    let field = "per_device_train_batch_size";
+    assert!(matches!(wrong.validate(), Err(Error::InvalidArgument { field: found, .. }) if found == field));
+    let schedule = "spiral".parse::<ferrotune_trainer::SchedulerType>();
+    assert!(matches!(schedule, Err(Error::UnknownScheduler { found, .. }) if found == "spiral"));
+}
+
+struct Refuses;
+
+impl Callback for Refuses {
+    fn on_step_end(&mut self, _: &StepRecord) -> Result<(), BoxError> {
+        Err("no more".into())
+    }
+}
+
+impl GradientReducer for Refuses {
+    fn sum_targets(&mut self, _: usize) -> Result<usize, BoxError> {
+        Err("nobody answers".into())
+    }
+
+    fn sum_gradients(&mut self, _: &mut Gradients) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn sum_loss(&mut self, loss: f64) -> Result<f64, BoxError> {
+        Ok(loss)
+    }
+}
+
+struct Fails(TokenModel);
+
+impl TrainableModel for Fails {
+    type Batch = Batch;
+    type Error = ModelError;
+
+    fn target_tokens(&self, batch: &Batch) -> usize {
+        self.0.target_tokens(batch)
+    }
+
+    fn tokens(&self, batch: &Batch) -> usize {
+        self.0.tokens(batch)
+    }
+
+    fn loss(&self, _: &Batch, _: Mode) -> Result<Tensor, ModelError> {
+        Err(ModelError)
+    }
+
+    fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
+        self.0.trainable_parameters()
+    }
+
+    fn sources(&self, batch: &Batch) -> Vec<String> {
+        self.0.sources(batch)
+    }
+}
+
+#[test]
+fn errors_of_what_the_trainer_calls_come_with_their_place() {
+    let (model, data) = (TokenModel::small(), Examples::patterned(4));
+    let trainer = || Trainer::new(&model, arguments(), &data).unwrap();
+    assert!(matches!(trainer().with_callback(Refuses).train(), Err(Error::Callback { .. })));
+    assert!(matches!(trainer().with_reducer(Refuses).train(), Err(Error::Reducer { .. })));
+    let failing = Fails(TokenModel::small());
+    let error = Trainer::new(&failing, arguments(), &data).unwrap().train().unwrap_err();
+    assert!(matches!(&error, Error::Model { place, .. } if place.step == Some(1)), "{error}");
+}
+
+#[test]
+fn states_and_gradients_that_do_not_belong_are_refused() {
+    let model = TokenModel::small();
+    let mut optimizer = AdamW::new(model.trainable_parameters(), AdamWOptions::default()).unwrap();
+    let mut state = optimizer.state().unwrap();
+    state.pop();
+    assert!(matches!(optimizer.load_state(&state), Err(Error::StateMismatch { .. })));
+    let parameter = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let mut gradients = Gradients::new(&[("p".to_owned(), parameter)]);
+    for (_, gradient) in gradients.iter_mut() {
+        // Truth values have no norm.
+        *gradient = Some(Tensor::ones([2], (Kind::Bool, Device::Cpu)));
+    }
+    assert!(matches!(gradients.norm(), Err(Error::Torch { .. })));
+}

@@ -74,6 +74,97 @@ fn an_interrupted_generation_writes_nothing() {
 }
 
 #[test]
+fn a_request_to_end_is_an_interruption() {
+    let job = Job::new();
+    let before = snapshot(job.folder());
+    let settings = ["training.max_steps=1000000", "evaluation.before=false"];
+    let mut child = start(&job, "finetune", &[&["--json"], &job.finetune_arguments(&settings)[..]].concat());
+    let mut rest = wait_for(child.stdout.take().unwrap(), "\"step\":2");
+    signal(child.id(), "TERM");
+    let drain = thread::spawn(move || rest.read_to_end(&mut Vec::new()));
+    finish(child).ended_with(1);
+    drain.join().unwrap().unwrap();
+    assert!(before == snapshot(job.folder()), "files were left behind");
+}
+
+/// A run whose answers after training take long, up to there.
+fn trained_and_answering(job: &Job) -> (Child, impl Read + use<>) {
+    job.write_examples("test.jsonl", &[("the cat sat on the mat", "one"); 3000]);
+    let settings = ["training.max_steps=2", "evaluation.before=false", "generation.max_new_tokens=64"];
+    let settings = [&settings[..], &["overwrite_output_dir=true"]].concat();
+    let mut child = start(job, "finetune", &[&["--json"], &job.finetune_arguments(&settings)[..]].concat());
+    let rest = wait_for(child.stdout.take().unwrap(), "\"event\":\"generation\"");
+    (child, rest)
+}
+
+#[test]
+fn a_run_that_ends_after_its_training_keeps_the_adapter() {
+    let job = Job::new();
+    let (child, mut rest) = trained_and_answering(&job);
+    signal(child.id(), "INT");
+    let drain = thread::spawn(move || rest.read_to_end(&mut Vec::new()));
+    finish(child).ended_with(1);
+    drain.join().unwrap().unwrap();
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(job.path(folder)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("out"), ["adapter", "recipe.toml"]);
+
+    // Killed, it has no time for that: the earlier run is whole, and the new adapter is beside it.
+    let earlier = snapshot(&job.path("out"));
+    let (mut child, rest) = trained_and_answering(&job);
+    signal(child.id(), "KILL");
+    child.wait().unwrap();
+    drop(rest);
+    assert_eq!(names("out"), ["adapter", "recipe.toml", "unfinished"]);
+    for adapter in ["out/adapter", "out/unfinished/adapter"] {
+        let arguments = ["--adapter", adapter, "--prompt", "the cat", "--max-new-tokens", "2"];
+        job.tool("generate", &arguments).succeeded();
+    }
+    let mut found = snapshot(&job.path("out"));
+    found.retain(|path, _| !path.starts_with(job.path("out/unfinished")));
+    assert!(found == earlier);
+
+    // The next run goes on as if nothing had happened.
+    job.write_examples("test.jsonl", &[("the cat", "one")]);
+    job.finetune(&["overwrite_output_dir=true"]).succeeded();
+    assert_eq!(names("out"), ["adapter", "metrics.json", "predictions.jsonl", "recipe.toml", "report.html"]);
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_writes_leaves_whole_files() {
+    let job = Job::new();
+    for milliseconds in [0, 2, 4, 8, 16] {
+        let settings = ["training.max_steps=1", "evaluation.before=false", "overwrite_output_dir=true"];
+        let arguments = [&["--json"], &job.finetune_arguments(&settings)[..]].concat();
+        let mut child = start(&job, "finetune", &arguments);
+        let rest = wait_for(child.stdout.take().unwrap(), "writing results");
+        thread::sleep(Duration::from_millis(milliseconds));
+        signal(child.id(), "KILL");
+        child.wait().unwrap();
+        drop(rest);
+        for (path, bytes) in snapshot(&job.path("out")) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            // What is hidden was being written and never had its name.
+            let (Some(bytes), false) = (bytes, name.starts_with('.')) else { continue };
+            let text = String::from_utf8_lossy(&bytes);
+            let whole = match name.rsplit('.').next().unwrap() {
+                "json" => serde_json::from_str::<serde_json::Value>(&text).is_ok(),
+                "jsonl" => common::json_lines(&text).len() == 3,
+                "html" => text.trim_end().ends_with("</html>"),
+                "toml" => text.contains("[generation]"),
+                _ => safetensors::SafeTensors::deserialize(&bytes).is_ok(),
+            };
+            assert!(whole, "{} after {milliseconds} ms", path.display());
+        }
+    }
+}
+
+#[test]
 fn a_second_interrupt_ends_a_program_at_once() {
     let job = Job::new();
     // A template that takes its time, and is not asked about interruptions: a minute or more for these examples.
@@ -86,6 +177,8 @@ fn a_second_interrupt_ends_a_program_at_once() {
     job.write_examples("train.jsonl", &[("the cat", "the dog"); 5000]);
     let mut child = start(&job, "finetune", &[&["--json"], &job.finetune_arguments(&[])[..]].concat());
     let mut rest = wait_for(child.stdout.take().unwrap(), "loading model");
+    // Until the model is loaded and the template at work: before that, one signal would do.
+    thread::sleep(Duration::from_secs(2));
     let start = Instant::now();
     // Two signals that come too close count as one, so it is sent until the program is gone.
     while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(20) {

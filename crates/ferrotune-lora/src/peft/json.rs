@@ -316,6 +316,59 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_peft_is_read_refused_or_known_to_be_inert() {
+        // The fields of peft 0.21's LoraConfig and of the classes that it extends.
+        for key in [
+            "alora_invocation_tokens",
+            "alpha_pattern",
+            "arrow_config",
+            "auto_mapping",
+            "base_model_name_or_path",
+            "bias",
+            "corda_config",
+            "ensure_weight_tying",
+            "eva_config",
+            "exclude_modules",
+            "fan_in_fan_out",
+            "inference_mode",
+            "init_lora_weights",
+            "kasa_config",
+            "layer_replication",
+            "layers_pattern",
+            "layers_to_transform",
+            "loftq_config",
+            "lora_alpha",
+            "lora_bias",
+            "lora_dropout",
+            "lora_ga_config",
+            "megatron_config",
+            "megatron_core",
+            "modules_to_save",
+            "monteclora_config",
+            "peft_type",
+            "peft_version",
+            "qalora_group_size",
+            "r",
+            "rank_pattern",
+            "revision",
+            "runtime_config",
+            "target_modules",
+            "target_parameters",
+            "task_type",
+            "trainable_token_indices",
+            "use_bdlora",
+            "use_dora",
+            "use_qalora",
+            "use_rslora",
+            "velora_config",
+        ] {
+            let refused = UNSUPPORTED.iter().filter(|(name, _)| *name == key).count();
+            let places = [READ, INERT].iter().filter(|names| names.contains(&key)).count() + refused;
+            assert_eq!(places, 1, "{key}");
+        }
+    }
+
+    #[test]
     fn options_that_are_off_or_inert_are_no_obstacle() {
         let text = r#"{"peft_type":"LORA","use_dora":false,"modules_to_save":null,"layer_replication":[],"loftq_config":{},
             "peft_version":"0.21.2","inference_mode":true,"eva_config":{"rho":2.0},"use_something_new":false,"a_new_note":"x",

@@ -17,21 +17,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("ferrotune-models", &["ferrotune-kernels", "ferrotune-lora", "ferrotune-precision"]),
     ("ferrotune-trainer", &["ferrotune-kernels", "ferrotune-precision"]),
     ("ferrotune", LIBRARIES),
-    ("ferrotune-benches", FACADE_TOO),
-    ("ferrotune-examples", FACADE_TOO),
+    ("ferrotune-benches", EVERYTHING),
+    ("ferrotune-examples", EVERYTHING),
     ("xtask", &[]),
 ];
-const LIBRARIES: &[&str] = &[
-    "ferrotune-autograd",
-    "ferrotune-data",
-    "ferrotune-kernels",
-    "ferrotune-lora",
-    "ferrotune-metrics",
-    "ferrotune-models",
-    "ferrotune-precision",
-    "ferrotune-trainer",
-];
-const FACADE_TOO: &[&str] = &[
+const EVERYTHING: &[&str] = &[
     "ferrotune",
     "ferrotune-autograd",
     "ferrotune-data",
@@ -42,6 +32,8 @@ const FACADE_TOO: &[&str] = &[
     "ferrotune-precision",
     "ferrotune-trainer",
 ];
+/// All but the facade.
+const LIBRARIES: &[&str] = EVERYTHING.split_at(1).1;
 
 /// Members with nothing of libtorch anywhere below them.
 const WITHOUT_LIBTORCH: [&str; 3] = ["ferrotune-data", "ferrotune-metrics", "xtask"];

@@ -94,7 +94,7 @@ fn loading_training_and_generating_take_what_is_predicted() {
         labels: (0..length).map(|id| if id > length / 2 { i64::from(id) } else { -100 }).collect(),
         source: Source { file: Path::new("rows").into(), line: 1 },
     };
-    let rows = vec![row(100), row(450), row(350)];
+    let rows = vec![row(200), row(800), row(700)];
     let parameters = adapter.parameter_count() as u64;
     let data = PackedDataset::new(rows, 1);
     let need = MemoryNeed::of_training(model.config(), parameters, &data, 3, 1);

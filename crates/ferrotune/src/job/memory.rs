@@ -38,18 +38,17 @@ impl MemoryNeed {
     ) -> Self {
         let (tokens, targets) = largest_batch(data, batch_size, epochs);
         let shape = Shape::of(config);
-        // x, norm, q k v, q k rotated, attended and its log-sum-exp, x, norm, gate and up, gated
-        let kept = 4 * shape.hidden
-            + shape.qkv
-            + shape.queries_and_keys
-            + shape.queries
-            + shape.heads
-            + 3 * shape.intermediate;
-        let kept = kept.saturating_mul(config.num_hidden_layers as u64) + 2 * shape.hidden;
+        // x, q k v, attended and its log-sum-exp, x, gate and up: norms, gates and rotations are computed again in backward.
+        let kept = 2 * shape.hidden + shape.qkv + shape.queries + shape.heads + 2 * shape.intermediate;
+        // The holes that norms and gates leave between what is kept: the C library's allocator fills them with smaller tensors, and
+        // then finds no room for the next layer's.
+        let holes = 2 * shape.hidden + shape.intermediate;
+        let layers = |width: u64| bytes(tokens, width.saturating_mul(config.num_hidden_layers as u64));
         Self {
             parts: vec![
                 ("gradients and AdamW", bytes(3, parameters)),
-                ("activations", bytes(tokens, kept)),
+                ("activations", layers(kept)),
+                ("holes between them", layers(holes)),
                 ("backward or logits", shape.feed_forward(tokens).max(shape.logits(targets, 2))),
             ],
         }
@@ -175,9 +174,9 @@ impl Shape {
         bytes(tokens, attention.max(feed_forward))
     }
 
-    /// Gradients of a feed-forward block.
+    /// Gradients of a feed-forward block, and its gates once more.
     fn feed_forward(&self, tokens: u64) -> u64 {
-        bytes(tokens, 3 * self.hidden + 3 * self.intermediate)
+        bytes(tokens, 3 * self.hidden + 4 * self.intermediate)
     }
 
     /// `copies` of the logits of a chunk, and the gradient of each target's hidden state.

@@ -35,6 +35,14 @@ fn free(_: &Path) -> Option<u64> {
     None
 }
 
+/// Makes a rename in `directory` durable; only Unix lets a directory be opened for this.
+///
+/// # Errors
+/// That of the system.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    if cfg!(unix) { std::fs::File::open(directory)?.sync_all() } else { Ok(()) }
+}
+
 /// The error of a write to `path`, with the numbers and the remedy where the disk, a quota or a limit is at fault; others are handed
 /// back as they are.
 ///

@@ -1,6 +1,7 @@
 //! Writing a directory so that it is there whole or not at all.
 
 use crate::error::{Error, Result};
+use ferrotune_precision::sync_directory;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,7 +41,7 @@ pub(crate) fn replace_directory(
         let path = entry.map_err(Error::io("read", &temporary.0))?.path();
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("flush", &path))?;
     }
-    sync_directory(&temporary.0)?;
+    sync_directory(&temporary.0).map_err(Error::io("flush", &temporary.0))?;
     if exists {
         // Again: filling may have taken a while.
         check_replaceable(&directory, known)?;
@@ -48,7 +49,7 @@ pub(crate) fn replace_directory(
     } else {
         fs::rename(&temporary.0, &directory).map_err(Error::io("create", &directory))?;
     }
-    sync_directory(parent)
+    sync_directory(parent).map_err(Error::io("flush", parent))
 }
 
 fn check_replaceable(directory: &Path, known: &[&str]) -> Result<()> {
@@ -121,13 +122,6 @@ fn move_aside(new: &Path, old: &Path) -> io::Result<()> {
         return Err(error);
     }
     fs::rename(&aside, new)
-}
-
-fn sync_directory(directory: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(directory).and_then(|handle| handle.sync_all()).map_err(Error::io("flush", directory))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

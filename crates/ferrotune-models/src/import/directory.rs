@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::ImportSummary;
 use crate::error::{Error, Result};
+use ferrotune_precision::sync_directory;
 
 /// Written last into the directory; says what it was made from.
 const RECORD: &str = "import.json";
@@ -172,7 +173,7 @@ impl Staging {
             files: std::mem::take(&mut self.files),
         };
         self.json(RECORD, &record)?;
-        sync_directory(&self.temporary)?;
+        sync_directory(&self.temporary).map_err(Error::io("flush", &self.temporary))?;
         if let Err(error) = fs::rename(&self.temporary, &self.target) {
             return match inspect(&self.target, &summary.source_sha256)? {
                 Finished::Same => Ok(false),
@@ -181,7 +182,7 @@ impl Staging {
                 }
             };
         }
-        sync_directory(parent(&self.target))?;
+        sync_directory(parent(&self.target)).map_err(Error::io("flush", parent(&self.target)))?;
         Ok(true)
     }
 }
@@ -219,14 +220,6 @@ fn parent(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
-}
-
-/// Makes a rename durable. Only Unix lets a directory be opened for this.
-fn sync_directory(directory: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(directory).and_then(|file| file.sync_all()).map_err(Error::io("flush", directory))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

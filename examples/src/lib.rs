@@ -74,7 +74,7 @@ pub fn count() -> RangedU64ValueParser<usize> {
 
 /// Reads a number of threads: libtorch takes any at its word, and one thousand million would end the program.
 pub fn thread_count() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=4096)
+    RangedU64ValueParser::new().range(1..=1024)
 }
 
 /// A flag that Ctrl-C and SIGTERM raise, for the program to stop at the next safe place; the second of them ends it at once.

@@ -85,8 +85,10 @@ pub enum Error {
         found: String,
     },
     /// The tokenizer refused to encode or decode.
-    #[error("the tokenizer cannot {action}: {cause}")]
+    #[error("{}: the tokenizer cannot {action}: {cause}", path.display())]
     Tokenizer {
+        /// Its file.
+        path: PathBuf,
         /// `encode` or `decode` and of what.
         action: String,
         /// The tokenizer's own words.

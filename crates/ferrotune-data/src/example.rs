@@ -238,7 +238,32 @@ fn incomplete(fields: &Fields<'_>) -> Problem {
     Problem::new(fields.at, format!("the fields {FORMS_IN_WORDS}"), found)
 }
 
+/// A field that may be absent is easily lost to a slip of the hand: the same letters in another order or case, or one more.
+fn check_spelling(fields: &Fields<'_>, names: &[&'static str]) -> Result<(), Problem> {
+    let letters = |text: &str| {
+        let mut letters: Vec<char> = text.to_lowercase().chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    for name in names {
+        if fields.get(name).is_some() {
+            continue;
+        }
+        let meant = |key: &str| {
+            key != *name
+                && key.len() <= name.len() + 1
+                && (letters(key) == letters(name) || key.to_lowercase() == format!("{name}s"))
+        };
+        if let Some((key, node)) = fields.fields.iter().find(|(key, _)| meant(key)) {
+            let found = format!("`{key}`, which would be passed over: rename it");
+            return Err(Problem::new(node.at, format!("the field `{name}`, or another name"), found));
+        }
+    }
+    Ok(())
+}
+
 fn instruction(fields: &Fields<'_>) -> Result<(Prompt, Completion), Problem> {
+    check_spelling(fields, &["input", "system"])?;
     let mut question = fields.text("instruction")?;
     if let Some(input) = fields.optional_text("input")? {
         question = format!("{question}\n\n{input}");
@@ -334,6 +359,10 @@ fn message(item: &Node<'_>) -> Result<Message, Problem> {
             let expected = format!("no field `{name}`, which is not supported");
             return Err(Problem::new(node.at, expected, node.value.kind()));
         }
+    }
+    if let Some(node) = get("weight").ok().filter(|node| node.value != Json::Number("1")) {
+        let expected = "no `weight`, or 1: a message is trained or not by its place";
+        return Err(Problem::new(node.at, expected, node.value.kind()));
     }
     let role = some_text(get("role")?, "role")?;
     let content = get("content")?;

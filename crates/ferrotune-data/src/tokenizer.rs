@@ -1,8 +1,9 @@
 //! The tokenizer of a model directory.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use crate::tokenizer_config::{TemplateSource, TokenizerConfig};
 use crate::{ChatTemplate, Error, Example, Prompt, Result, file};
@@ -12,8 +13,8 @@ const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
 /// The tokenizer of a Hugging Face model directory, with its special tokens and its chat template.
 ///
-/// Encodes and decodes as `transformers.AutoTokenizer` does for a directory that has a `tokenizer.json`. Truncation and
-/// padding that are stored in that file are switched off.
+/// Encodes and decodes as `transformers.AutoTokenizer` does for a directory that has a `tokenizer.json`. Truncation,
+/// padding and a dropout of merges that are stored in that file are switched off.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     config: TokenizerConfig,
@@ -55,6 +56,7 @@ impl TextTokenizer {
             found: error.to_string(),
         })?;
         tokenizer.with_padding(None);
+        switch_dropout_off(&mut tokenizer);
         tokenizer.with_truncation(None).map_err(|error| Error::BadTokenizerFile {
             path: path.clone(),
             expected: "a tokenizer whose truncation can be switched off".to_string(),
@@ -82,13 +84,9 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        match self.tokenizer.encode_fast(text, add_special_tokens) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(Error::Tokenizer {
-                action: format!("encode {:?}", crate::json::shorten(text)),
-                cause: error.to_string(),
-            }),
-        }
+        let action = || format!("encode {:?}", crate::json::shorten(text));
+        let encoding = self.guarded(action, |tokenizer| tokenizer.encode_fast(text, add_special_tokens))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The text of token ids, as `tok.decode(ids, skip_special_tokens=...)` gives it. Ids outside the vocabulary are left
@@ -97,19 +95,30 @@ impl TextTokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer cannot decode the ids.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        match self.tokenizer.decode(ids, skip_special_tokens) {
-            Ok(text) if self.cleans_up() => Ok(clean_up(&text)),
-            Ok(text) => Ok(text),
-            Err(error) => Err(Error::Tokenizer {
-                action: format!("decode {} ids", ids.len()),
-                cause: error.to_string(),
-            }),
+        let action = || format!("decode {} ids", ids.len());
+        let text = self.guarded(action, |tokenizer| tokenizer.decode(ids, skip_special_tokens))?;
+        Ok(if self.cleans_up() { clean_up(&text) } else { text })
+    }
+
+    /// Calls the tokenizer underneath, which panics on some parts of a `tokenizer.json` that it has accepted.
+    fn guarded<T>(
+        &self,
+        action: impl Fn() -> String,
+        call: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>,
+    ) -> Result<T> {
+        let failed =
+            |cause| Error::Tokenizer { path: self.directory.join("tokenizer.json"), action: action(), cause };
+        match catch_unwind(AssertUnwindSafe(|| call(&self.tokenizer))) {
+            Ok(result) => result.map_err(|error| failed(error.to_string())),
+            Err(_) => {
+                Err(failed("a part of it (normalizer, model, decoder) cannot handle this text".to_string()))
+            }
         }
     }
 
     /// transformers 5 heeds `clean_up_tokenization_spaces` only where it does no harm: not for BPE.
     fn cleans_up(&self) -> bool {
-        let bpe = matches!(self.tokenizer.get_model(), tokenizers::ModelWrapper::BPE(_));
+        let bpe = matches!(self.tokenizer.get_model(), ModelWrapper::BPE(_));
         self.config.clean_up_tokenization_spaces && (!bpe || self.config.clean_up_even_for_bpe)
     }
 
@@ -180,6 +189,18 @@ impl TextTokenizer {
     /// The tokenizer underneath.
     pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+}
+
+/// A dropout of merges would draw other tokens for the same text in each run.
+fn switch_dropout_off(tokenizer: &mut Tokenizer) {
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+        tracing::warn!("the dropout of merges in tokenizer.json is switched off");
     }
 }
 

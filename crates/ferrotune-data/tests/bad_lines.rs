@@ -173,6 +173,18 @@ fn bad_fields_are_named_with_their_column() {
             "1:62: expected no field `tool_calls`, which is not supported, found an array",
         ),
         (
+            r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}"#.into(),
+            "1:97: expected no `weight`, or 1: a message is trained or not by its place, found a number",
+        ),
+        (
+            r#"{"instruction": "a", "inptu": "b", "output": "c"}"#.into(),
+            "1:31: expected the field `input`, or another name, found `inptu`, which would be passed over: rename it",
+        ),
+        (
+            r#"{"instruction": "a", "Input": "b", "output": "c"}"#.into(),
+            "1:31: expected the field `input`, or another name, found `Input`, which would be passed over: rename it",
+        ),
+        (
             format!(r#"{{"messages": [{user}, {assistant}], "tools": [{{"name": "f"}}]}}"#),
             "1:98: expected no field `tools`, which is not supported, found an array",
         ),

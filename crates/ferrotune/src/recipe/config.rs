@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// The largest recipe file that is read; real ones have a kilobyte.
 const MAX_BYTES: u64 = 1 << 20;
 /// More threads than any machine has cores for; libtorch takes a number like 10^9 at its word.
-const MAX_THREADS: i64 = 4096;
+const MAX_THREADS: i64 = 1024;
 /// A rank beyond the width of any layer adds nothing, and one of 10^9 would take all memory.
 const MAX_RANK: i64 = 65536;
 

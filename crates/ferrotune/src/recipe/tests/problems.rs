@@ -68,7 +68,7 @@ threads = 0
         "recipe.toml:31:1: `runtime.device` is the string \"tpu\"; expected \"cpu\", \"cuda\", \
          \"cuda:0\", \"cuda:1\", \"cuda:2\" or \"cuda:3\"",
         "recipe.toml:32:1: `runtime.compute_dtype` is the string \"f16\"; expected \"f32\"",
-        "recipe.toml:33:1: `runtime.threads` is 0; expected an integer from 1 to 4096; leave it out for all cores",
+        "recipe.toml:33:1: `runtime.threads` is 0; expected an integer from 1 to 1024; leave it out for all cores",
         "recipe.toml: `data.train` is missing; add `train = \"...\"` under `[data]`",
     ];
     let found = problems(parse(text));

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ferrotune_examples::guarded;
-use ferrotune_metrics::{Error, Estimate, Metric, evaluate_all, read_predictions, write_metrics};
+use ferrotune_metrics::{
+    Comparison, Error, Estimate, Metric, compare_predictions, evaluate_all, read_predictions, write_metrics,
+};
 
 /// Scores predictions against references.
 ///
@@ -23,12 +25,21 @@ struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "prediction")]
     prediction_field: String,
 
+    /// JSON lines of other predictions for the same references, to compare with [default: the input]
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+
+    /// The field that holds those of the baseline [default: that of the predictions]
+    #[arg(long, value_name = "NAME")]
+    baseline_field: Option<String>,
+
     /// What to measure, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric,
           default_value = "rouge1,rouge2,rougeL,rougeLsum")]
     metrics: Vec<Metric>,
 
-    /// Where to write {"rougeL": {"value", "low", "high"}, ...}
+    /// Where to write {"rougeL": {"value", "low", "high"}, ...}; with a baseline,
+    /// {"rougeL": {"before", "after", "change"}, ...}, each of them with those three
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -48,6 +59,10 @@ Examples:
   cargo run --release -p ferrotune-examples --example evaluate -- \\
       --input runs/demo/predictions.jsonl --prediction-field after
 
+  # and what the fine-tuning changed, with its paired interval
+  cargo run --release -p ferrotune-examples --example evaluate -- \\
+      --input runs/demo/predictions.jsonl --prediction-field after --baseline-field before
+
 Exit codes: 0 done; 2 bad input or arguments; 1 anything else.";
 
 fn metric(name: &str) -> Result<Metric, Error> {
@@ -63,6 +78,7 @@ fn program() -> ExitCode {
     let (code, message) = match run(&arguments) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Input(error)) => (2, error.to_string()),
+        Err(Failure::Unpaired { file, error }) => (2, format!("{}: {error}", file.display())),
         Err(Failure::Terminal(error)) => (1, format!("cannot write to standard output: {error}")),
     };
     // With standard error closed there is nobody left to tell.
@@ -72,28 +88,53 @@ fn program() -> ExitCode {
 
 enum Failure {
     Input(Error),
+    Unpaired { file: PathBuf, error: Error },
     Terminal(io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Input(error)
+    }
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(output) = &arguments.output {
-        check_output(output, &arguments.input).map_err(Failure::Input)?;
+        check_output(output, &arguments.input)?;
+        if let Some(baseline) = &arguments.baseline {
+            check_output(output, baseline)?;
+        }
     }
-    let predictions =
-        read_predictions(&arguments.input, &arguments.prediction_field).map_err(Failure::Input)?;
-    let pairs: Vec<(&str, &str)> =
-        predictions.iter().map(|line| (line.reference.as_str(), line.prediction.as_str())).collect();
     let mut metrics = Vec::new();
     for &metric in &arguments.metrics {
         if !metrics.contains(&metric) {
             metrics.push(metric);
         }
     }
-    let estimates = evaluate_all(&metrics, &pairs).map_err(Failure::Input)?;
-    if let Some(output) = &arguments.output {
-        write_metrics(output, &estimates).map_err(Failure::Input)?;
-    }
-    match print_table(&estimates, pairs.len(), arguments.output.as_deref()) {
+    let predictions = read_predictions(&arguments.input, &arguments.prediction_field)?;
+    let table = if arguments.baseline.is_some() || arguments.baseline_field.is_some() {
+        let file = arguments.baseline.as_ref().unwrap_or(&arguments.input);
+        let field = arguments.baseline_field.as_ref().unwrap_or(&arguments.prediction_field);
+        let baseline = read_predictions(file, field)?;
+        let comparisons = compare_predictions(&metrics, &baseline, &predictions).map_err(|error| {
+            // The line is one of the input only where the baseline has ended.
+            let ended = matches!(error, Error::Unpaired { before: None, .. });
+            Failure::Unpaired { file: if ended { &arguments.input } else { file }.clone(), error }
+        })?;
+        if let Some(output) = &arguments.output {
+            write_metrics(output, &comparisons)?;
+        }
+        comparison_table(&comparisons)
+    } else {
+        let pairs: Vec<(&str, &str)> =
+            predictions.iter().map(|line| (line.reference.as_str(), line.prediction.as_str())).collect();
+        let estimates = evaluate_all(&metrics, &pairs)?;
+        if let Some(output) = &arguments.output {
+            write_metrics(output, &estimates)?;
+        }
+        table(&estimates)
+    };
+    match print(&table, predictions.len(), arguments.output.as_deref()) {
         // A closed pipe (`evaluate ... | head -1`) is the reader's choice, not a failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Terminal(error)),
         _ => Ok(()),
@@ -118,12 +159,30 @@ fn check_output(path: &Path, input: &Path) -> Result<(), Error> {
     Err(Error::Write { path: path.to_owned(), source })
 }
 
-fn print_table(estimates: &[(Metric, Estimate)], examples: usize, output: Option<&Path>) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{:<10} {:>7}   95 % interval", "metric", "value")?;
+fn table(estimates: &[(Metric, Estimate)]) -> String {
+    let mut table = format!("{:<10} {:>7}   95 % interval\n", "metric", "value");
     for (metric, Estimate { value, low, high }) in estimates {
-        writeln!(out, "{metric:<10} {value:>7.2}   {low:.2} to {high:.2}")?;
+        table.push_str(&format!("{metric:<10} {value:>7.2}   {low:.2} to {high:.2}\n"));
     }
+    table
+}
+
+fn comparison_table(comparisons: &[(Metric, Comparison)]) -> String {
+    let mut table = format!("{:<10} {:<22} {:<22} change\n", "metric", "before", "after");
+    for (metric, Comparison { before, after, change }) in comparisons {
+        let score = |score: &Estimate| format!("{:.2} [{:.2}, {:.2}]", score.value, score.low, score.high);
+        let Estimate { value, low, high } = change;
+        let (before, after) = (score(before), score(after));
+        table.push_str(&format!(
+            "{metric:<10} {before:<22} {after:<22} {value:+.2} [{low:+.2}, {high:+.2}]\n"
+        ));
+    }
+    table
+}
+
+fn print(table: &str, examples: usize, output: Option<&Path>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "{table}")?;
     writeln!(out, "{examples} {}", if examples == 1 { "example" } else { "examples" })?;
     if let Some(output) = output {
         writeln!(out, "written to {}", output.display())?;

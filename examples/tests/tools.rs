@@ -177,3 +177,55 @@ fn every_program_says_how_it_is_used() {
         job.run(name, &[]).refused(&["required"]);
     }
 }
+
+#[test]
+fn evaluate_tells_what_changed_with_its_paired_interval() {
+    let job = Job::new();
+    let lines = |texts: [[&str; 3]; 4]| {
+        let line = |[reference, before, after]: [&str; 3]| {
+            format!("{}\n", serde_json::json!({"reference": reference, "before": before, "after": after}))
+        };
+        texts.map(line).concat()
+    };
+    let texts = [["a b", "a x", "a b"], ["c d", "x y", "c x"], ["e f", "e x", "e f"], ["g h", "g h", "g h"]];
+    job.write("both.jsonl", lines(texts));
+    let after = ["--input", "both.jsonl", "--prediction-field", "after", "--metrics", "rouge1,bleu"];
+    let run =
+        job.run("evaluate", &[&after[..], &["--baseline-field", "before", "--output", "m.json"]].concat());
+    let stdout = run.succeeded().stdout.clone();
+    let metrics = job.json("m.json");
+    let [before, value, change, low, high] =
+        ["before/value", "after/value", "change/value", "change/low", "change/high"]
+            .map(|key| number(&metrics, &format!("/rouge1/{key}")));
+    assert_eq!((before, value, change), (50.0, 87.5, 37.5));
+    // By example +50, +50, +50 and 0: no resample goes beyond these, though each score alone is far more uncertain.
+    assert!(0.0 <= low && low < change && change < high && high <= 50.0, "{metrics}");
+    assert!(stdout.contains(&format!("+37.50 [{low:+.2}, {high:+.2}]")), "{stdout}");
+    assert!(metrics["bleu"]["change"]["high"].is_number(), "{metrics}");
+
+    // The same from two files, each with its field; of one file and one field the other default is the same.
+    job.write("base.jsonl", lines(texts).replace("after", "other"));
+    let files = ["--baseline", "base.jsonl", "--baseline-field", "before", "--output", "two.json"];
+    job.run("evaluate", &[&after[..], &files].concat()).succeeded();
+    assert_eq!(job.json("two.json"), metrics);
+    job.run("evaluate", &[&after[..], &["--baseline", "both.jsonl", "--output", "two.json"]].concat())
+        .succeeded();
+    assert_eq!(number(&job.json("two.json"), "/rouge1/change/value"), 0.0);
+
+    // Predictions of other examples, or of fewer, are named with file and line, and nothing is written.
+    let refused = |baseline: [[&str; 3]; 4], keep: usize, said: &[&str]| {
+        let kept: String = lines(baseline).split_inclusive('\n').take(keep).collect();
+        job.write("base.jsonl", kept);
+        let files = ["--baseline", "base.jsonl", "--output", "never.json"];
+        job.run("evaluate", &[&after[..], &files].concat()).refused(said);
+        assert!(!job.path("never.json").exists());
+    };
+    let mut other = texts;
+    other[2][0] = "elsewhere";
+    refused(other, 4, &["base.jsonl: line 3:", "\"elsewhere\" before", "\"e f\" after", "same order"]);
+    refused(texts, 3, &["both.jsonl: line 4:", "no more predictions before"]);
+    job.run("evaluate", &[&after[..], &["--baseline-field", "absent"]].concat())
+        .refused(&["both.jsonl:1", "absent"]);
+    job.run("evaluate", &[&after[..], &["--baseline", "base.jsonl", "--output", "base.jsonl"]].concat())
+        .refused(&["base.jsonl", "the input as well"]);
+}

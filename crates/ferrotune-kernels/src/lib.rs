@@ -25,3 +25,5 @@ pub use random::{Mode, RandomKey};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use swiglu::swiglu;
+
+pub use tch;

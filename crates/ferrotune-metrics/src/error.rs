@@ -65,6 +65,17 @@ pub enum Error {
         /// How many there are in all.
         total: usize,
     },
+
+    /// Two sets of predictions are not those of the same examples in the same order.
+    #[error("{}", display_unpaired(*line, before.as_deref(), after.as_deref()))]
+    Unpaired {
+        /// The line of the first prediction that has no partner, in the set before; in the set after, if the one before has ended.
+        line: usize,
+        /// The reference before; `None` if there are no more predictions before.
+        before: Option<String>,
+        /// The reference after; `None` if there are no more predictions after.
+        after: Option<String>,
+    },
 }
 
 /// One bad line of a file of predictions.
@@ -95,6 +106,23 @@ fn remedy(error: &io::Error) -> &'static str {
         FileTooLarge => "; raise the limit (`ulimit -f`), or name a file elsewhere",
         _ => "",
     }
+}
+
+fn display_unpaired(line: usize, before: Option<&str>, after: Option<&str>) -> String {
+    let said = |reference: Option<&str>| match reference {
+        // Enough to find it by.
+        Some(text) if text.chars().count() > 60 => {
+            format!("the reference {:?}...", text.chars().take(57).collect::<String>())
+        }
+        Some(text) => format!("the reference {text:?}"),
+        None => "no more predictions".to_owned(),
+    };
+    format!(
+        "line {line}: expected the same reference before and after, found {} before and {} after; compare predictions of the \
+         same examples in the same order",
+        said(before),
+        said(after)
+    )
 }
 
 fn known_metrics() -> String {

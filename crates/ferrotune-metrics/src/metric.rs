@@ -132,38 +132,8 @@ pub fn evaluate_all<R: AsRef<str>, P: AsRef<str>>(
     metrics.iter().map(|&metric| Ok((metric, evaluator.evaluate(metric)?))).collect()
 }
 
-/// How much better the predictions `after` are than `before` on the same references, in points of the metric.
-///
-/// `value` is the difference of the two scores; `low` and `high` bound the 95 % interval of the paired bootstrap: each resample draws
-/// the same examples for both, so that what is hard for both does not widen the interval.
-///
-/// # Errors
-/// [`Error::NoExamples`] if there are none.
-///
-/// # Examples
-/// ```
-/// use ferrotune_metrics::{Metric, compare};
-/// let triples = [("a b c", "x y z", "a b c"), ("d e f", "d e x", "d e f")];
-/// let gain = compare(Metric::Rouge1, &triples)?;
-/// assert!((gain.value - (100.0 - 100.0 / 3.0)).abs() < 1e-9 && gain.low > 0.0);
-/// # Ok::<(), ferrotune_metrics::Error>(())
-/// ```
-///
-/// # References
-/// Koehn 2004, "Statistical significance tests for machine translation evaluation".
-pub fn compare<R: AsRef<str>, B: AsRef<str>, A: AsRef<str>>(
-    metric: Metric,
-    triples: &[(R, B, A)],
-) -> Result<Estimate> {
-    let before: Vec<(&str, &str)> = triples.iter().map(|(r, b, _)| (r.as_ref(), b.as_ref())).collect();
-    let after: Vec<(&str, &str)> = triples.iter().map(|(r, _, a)| (r.as_ref(), a.as_ref())).collect();
-    let (before, resampled_before) = Evaluator::new(&before).resampled(metric)?;
-    let (after, resampled_after) = Evaluator::new(&after).resampled(metric)?;
-    let differences = resampled_after.iter().zip(&resampled_before).map(|(after, before)| after - before);
-    Ok(Bootstrap::default().interval(after - before, differences.collect()))
-}
-
-struct Evaluator<'a, R, P> {
+/// Scores the same pairs by several metrics.
+pub(crate) struct Evaluator<'a, R, P> {
     pairs: &'a [(R, P)],
     /// Tokenized when the first ROUGE metric asks for it.
     rouge: OnceCell<Vec<TextPair>>,
@@ -171,7 +141,7 @@ struct Evaluator<'a, R, P> {
 }
 
 impl<'a, R: AsRef<str>, P: AsRef<str>> Evaluator<'a, R, P> {
-    fn new(pairs: &'a [(R, P)]) -> Self {
+    pub(crate) fn new(pairs: &'a [(R, P)]) -> Self {
         Self { pairs, rouge: OnceCell::new(), bootstrap: Bootstrap::default() }
     }
 
@@ -181,7 +151,7 @@ impl<'a, R: AsRef<str>, P: AsRef<str>> Evaluator<'a, R, P> {
     }
 
     /// The score, and that of each resample.
-    fn resampled(&self, metric: Metric) -> Result<(f64, Vec<f64>)> {
+    pub(crate) fn resampled(&self, metric: Metric) -> Result<(f64, Vec<f64>)> {
         let ngrams = |order: usize| {
             let order = NonZeroUsize::MIN.saturating_add(order - 1);
             self.mean_fmeasure(|pair| pair.rouge_n(order))
@@ -247,28 +217,6 @@ mod tests {
         for (metric, estimate) in evaluate_all(&Metric::ALL, &pairs).unwrap() {
             assert_eq!(evaluate(metric, &pairs).unwrap(), estimate, "{metric}");
         }
-    }
-
-    #[test]
-    fn a_paired_difference_is_narrower_than_two_intervals_apart() {
-        // Hard and easy examples in turn; one word more is right after than before in each.
-        let triples: Vec<(String, String, String)> = (0..60)
-            .map(|i| {
-                let words = |right: usize| -> String {
-                    (0..10).map(|w| if w < right { format!("w{w} ") } else { format!("x{i}{w} ") }).collect()
-                };
-                (words(10), words(i % 9), words(i % 9 + 1))
-            })
-            .collect();
-        let of = |pick: fn(&(String, String, String)) -> (String, String)| {
-            evaluate(Metric::Rouge1, &triples.iter().map(pick).collect::<Vec<_>>()).unwrap()
-        };
-        let (before, after) = (of(|t| (t.0.clone(), t.1.clone())), of(|t| (t.0.clone(), t.2.clone())));
-        let gain = compare(Metric::Rouge1, &triples).unwrap();
-        assert!((gain.value - (after.value - before.value)).abs() < 1e-9);
-        assert!((gain.value - 10.0).abs() < 1e-9 && gain.high - gain.low < 1e-6, "{gain:?}");
-        assert!(after.low < before.high, "the separate intervals overlap");
-        assert!(compare(Metric::Bleu, &triples).unwrap().value > 0.0);
     }
 
     #[test]

@@ -1,23 +1,28 @@
-//! Writing estimates as JSON.
+//! Writing scores as JSON.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::{Error, Estimate, Metric, Result};
+use serde::Serialize;
+
+use crate::{Error, Metric, Result};
 
 /// Writes `{"rougeL": {"value": ..., "low": ..., "high": ...}, ...}`, a key per metric, in the order given.
+///
+/// The scores are those of [`evaluate_all`](crate::evaluate_all), or of [`compare_predictions`](crate::compare_predictions) with
+/// `{"before": ..., "after": ..., "change": ...}` for each metric.
 ///
 /// The file is written under another name, flushed and renamed, so that it is never seen half written. What is not an
 /// ordinary file (a pipe, a terminal) is written directly.
 ///
 /// # Errors
 /// [`Error::Write`] if that fails.
-pub fn write_metrics(path: &Path, estimates: &[(Metric, Estimate)]) -> Result<()> {
+pub fn write_metrics<T: Serialize>(path: &Path, scores: &[(Metric, T)]) -> Result<()> {
     let write = || {
-        let object: serde_json::Map<_, _> = estimates
+        let object: serde_json::Map<_, _> = scores
             .iter()
-            .map(|(metric, estimate)| Ok((metric.name().to_owned(), serde_json::to_value(estimate)?)))
+            .map(|(metric, score)| Ok((metric.name().to_owned(), serde_json::to_value(score)?)))
             .collect::<serde_json::Result<_>>()?;
         let mut text = serde_json::to_string_pretty(&object)?;
         text.push('\n');
@@ -59,6 +64,9 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Estimate;
+
+    const NONE: &[(Metric, Estimate)] = &[];
 
     #[test]
     fn keys_are_the_metrics_in_order_and_nothing_is_left_behind() {
@@ -84,7 +92,7 @@ mod tests {
         let (file, link) = (folder.path().join("file"), folder.path().join("link"));
         fs::write(&file, "old").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        write_metrics(&link, &[]).unwrap();
+        write_metrics(&link, NONE).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&file).unwrap(), "{}\n");
 
@@ -92,7 +100,7 @@ mod tests {
         let pipe = folder.path().join("pipe");
         std::os::unix::fs::symlink(format!("/proc/self/fd/{}", writer.as_raw_fd()), &pipe).unwrap();
         if pipe.exists() {
-            write_metrics(&pipe, &[]).unwrap();
+            write_metrics(&pipe, NONE).unwrap();
             drop(writer);
             let mut text = String::new();
             reader.read_to_string(&mut text).unwrap();
@@ -103,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_an_error_that_names_the_file() {
-        let error = write_metrics(Path::new("/no/such/folder/metrics.json"), &[]).unwrap_err();
+        let error = write_metrics(Path::new("/no/such/folder/metrics.json"), NONE).unwrap_err();
         assert!(
             error.to_string().starts_with("/no/such/folder/metrics.json: cannot write metrics"),
             "{error}"

@@ -1,7 +1,11 @@
 //! Each error, reached.
 
-use ferrotune_metrics::{Error, Metric, evaluate_all, perplexity, read_predictions, write_metrics};
+use ferrotune_metrics::{
+    Error, Estimate, Metric, compare_predictions, evaluate_all, perplexity, read_predictions, write_metrics,
+};
 use std::path::Path;
+
+const NO_SCORES: &[(Metric, Estimate)] = &[];
 
 #[test]
 fn each_mistake_is_an_error_of_its_own() {
@@ -14,12 +18,18 @@ fn each_mistake_is_an_error_of_its_own() {
     assert!(matches!(read_predictions(file.path(), "prediction"), Err(Error::NoPredictions { .. })));
     std::fs::write(file.path(), "{}\n").unwrap();
     assert!(matches!(read_predictions(file.path(), "prediction"), Err(Error::BadLines { total: 1, .. })));
-    assert!(matches!(write_metrics(Path::new("no/such/folder/file"), &[]), Err(Error::Write { .. })));
+    assert!(matches!(write_metrics(Path::new("no/such/folder/file"), NO_SCORES), Err(Error::Write { .. })));
+    std::fs::write(file.path(), "{\"reference\": \"a\", \"prediction\": \"b\"}\n").unwrap();
+    let one = read_predictions(file.path(), "prediction").unwrap();
+    assert!(matches!(
+        compare_predictions(&Metric::ALL, &one, &[]),
+        Err(Error::Unpaired { line: 1, before: Some(_), after: None })
+    ));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_told_with_a_remedy() {
-    let error = write_metrics(Path::new("/dev/full"), &[]).unwrap_err();
+    let error = write_metrics(Path::new("/dev/full"), NO_SCORES).unwrap_err();
     assert!(error.to_string().contains("make room there"), "{error}");
 }

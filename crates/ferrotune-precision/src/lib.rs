@@ -16,3 +16,5 @@ pub use memory::{
     AvailableMemory, MemoryBound, available_memory, available_memory_mib, peak_rss_mib, resident_bytes,
     total_memory_mib,
 };
+
+pub use tch;

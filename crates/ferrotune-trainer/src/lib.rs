@@ -29,3 +29,4 @@ pub use schedule::{Schedule, SchedulerType};
 pub use trainer::Trainer;
 
 pub use ferrotune_kernels::{Mode, RandomKey};
+pub use tch;

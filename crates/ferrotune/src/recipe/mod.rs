@@ -1,7 +1,9 @@
 //! One TOML file that describes a whole run: model, data, adapter, training, evaluation.
 //!
 //! Only `output_dir`, `model.path` and `data.train` are required; every other key has a default that stands at
-//! the field of the section's type. A recipe with everything written out:
+//! the field of the section's type, and in `docs/recipe.md` with the values that it takes. The names are those of PEFT's
+//! `LoraConfig` and transformers' `TrainingArguments`; the defaults are not all theirs: `r`, `lora_alpha`, the batch size, the
+//! accumulation, the learning rate, the weight decay and `logging_steps` differ. A recipe with everything written out:
 //!
 //! ```toml
 //! output_dir = "runs/synopsis"     # adapter/, recipe.toml, metrics.json, predictions.jsonl, report.html
@@ -57,8 +59,9 @@
 //! ```
 //!
 //! **Paths** are relative to the current directory, as in every command typed beside them, and not to the
-//! recipe: `recipe.toml` in the output folder of a run starts the same run again from where the run was started.
-//! [`Recipe::check_paths`] says so when a file is found beside the recipe only.
+//! recipe. [`Recipe::check_paths`] says so when a file is found beside the recipe only. The `recipe.toml` that a run leaves starts
+//! the same run again from where that one was started, with `output_dir=...` or `overwrite_output_dir=true` laid over it, as
+//! `output_dir` then holds a run.
 //!
 //! **Overrides** have the form `section.key=value` (`key=value` at the top). The value is TOML if it can be
 //! read as TOML, else a string, so that `lora.target_modules=all-linear` needs no quotes inside quotes. They pass

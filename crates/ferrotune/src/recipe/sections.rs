@@ -78,7 +78,7 @@ fn all_linear<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(ALL_LINEAR)
 }
 
-/// `[lora]`: the adapter, by PEFT's names.
+/// `[lora]`: the adapter, by PEFT's names; PEFT's own defaults are `r` 8 and `lora_alpha` 8.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraSection {
     /// The rank of the update. Default: 16.
@@ -104,7 +104,8 @@ impl Default for LoraSection {
     }
 }
 
-/// `[training]`: the loop, by the names of transformers' `TrainingArguments`.
+/// `[training]`: the loop, by the names of transformers' `TrainingArguments`, not with all of its defaults: those are in
+/// [`ferrotune_trainer::TrainingArguments`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainingSection {
     /// Passes over the training data; may be fractional. `max_steps` wins over it. Default: 3.

@@ -147,7 +147,7 @@ pub(super) fn recipe(recipe: &str) -> Markup {
             }
             @if left_out > 0 { span class="more" { " … " (plural(left_out as u64, "more character")) } }
         }
-        p class="note" { "With every default written out; " code { "recipe.toml" } " beside this page starts the same run again." }
+        p class="note" { "With every default written out; " code { "recipe.toml" } " beside this page, with another " code { "output_dir" } ", starts the same run again." }
     }
 }
 

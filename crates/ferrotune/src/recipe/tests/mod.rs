@@ -3,6 +3,7 @@
 mod checks;
 mod fuzz;
 mod overrides;
+mod page;
 mod problems;
 mod values;
 

@@ -168,13 +168,13 @@ fn table(estimates: &[(Metric, Estimate)]) -> String {
 }
 
 fn comparison_table(comparisons: &[(Metric, Comparison)]) -> String {
-    let mut table = format!("{:<10} {:<22} {:<22} change\n", "metric", "before", "after");
+    let mut table = format!("{:<10} {:<24} {:<24} change\n", "metric", "before", "after");
     for (metric, Comparison { before, after, change }) in comparisons {
         let score = |score: &Estimate| format!("{:.2} [{:.2}, {:.2}]", score.value, score.low, score.high);
         let Estimate { value, low, high } = change;
         let (before, after) = (score(before), score(after));
         table.push_str(&format!(
-            "{metric:<10} {before:<22} {after:<22} {value:+.2} [{low:+.2}, {high:+.2}]\n"
+            "{metric:<10} {before:<24} {after:<24} {value:+.2} [{low:+.2}, {high:+.2}]\n"
         ));
     }
     table

@@ -19,6 +19,7 @@ pub struct TextTokenizer {
     tokenizer: Tokenizer,
     config: TokenizerConfig,
     template: Option<ChatTemplate>,
+    new_tokens: Vec<String>,
     directory: PathBuf,
 }
 
@@ -63,7 +64,7 @@ impl TextTokenizer {
             found: error.to_string(),
         })?;
         let config = TokenizerConfig::from_dir(directory)?;
-        add_missing_tokens(&mut tokenizer, &config, &path)?;
+        let new_tokens = add_missing_tokens(&mut tokenizer, &config, &path)?;
         let template = match &config.chat_template {
             Some(TemplateSource { text, path, field }) => {
                 let template = ChatTemplate::new(text, config.special_tokens.clone());
@@ -75,7 +76,7 @@ impl TextTokenizer {
             }
             None => None,
         };
-        Ok(Self { tokenizer, config, template, directory: directory.to_path_buf() })
+        Ok(Self { tokenizer, config, template, new_tokens, directory: directory.to_path_buf() })
     }
 
     /// Token ids of a text. `add_special_tokens` adds what the tokenizer adds by itself to plain text, such as a start token;
@@ -156,6 +157,16 @@ impl TextTokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// The largest id of a token, plus one: what the model's embedding must have rows for. Ids may have gaps.
+    pub fn id_limit(&self) -> usize {
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// Tokens that `tokenizer_config.json` or `special_tokens_map.json` adds to those of `tokenizer.json`; they have the last ids.
+    pub fn new_tokens(&self) -> &[String] {
+        &self.new_tokens
+    }
+
     /// The id of a token.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
@@ -206,7 +217,12 @@ fn switch_dropout_off(tokenizer: &mut Tokenizer) {
 
 /// Special tokens of the configuration that `tokenizer.json` does not list become special all the same, as transformers
 /// does it: they are never split, and `skip_special_tokens` leaves them out.
-fn add_missing_tokens(tokenizer: &mut Tokenizer, config: &TokenizerConfig, path: &Path) -> Result<()> {
+fn add_missing_tokens(
+    tokenizer: &mut Tokenizer,
+    config: &TokenizerConfig,
+    path: &Path,
+) -> Result<Vec<String>> {
+    let mut new = Vec::new();
     let refused = |error: tokenizers::Error| Error::BadTokenizerFile {
         path: path.to_path_buf(),
         expected: "a tokenizer that takes the tokens of tokenizer_config.json".to_string(),
@@ -216,16 +232,18 @@ fn add_missing_tokens(tokenizer: &mut Tokenizer, config: &TokenizerConfig, path:
     for token in &config.added_tokens {
         if !known(tokenizer, token) {
             tracing::warn!(token = %token.content, "tokenizer.json lacks a token of tokenizer_config.json; it gets a new id");
+            new.push(token.content.clone());
         }
         tokenizer.add_tokens([token.clone()]).map_err(refused)?;
     }
     for token in &config.special_added_tokens {
         if !known(tokenizer, token) {
             tracing::warn!(token = %token.content, "tokenizer.json lacks a special token; it gets a new id");
+            new.push(token.content.clone());
         }
         tokenizer.add_special_tokens([token.clone()]).map_err(refused)?;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Takes the spaces before punctuation away that a WordPiece decoder leaves.

@@ -119,16 +119,18 @@ pub enum Error {
 
     /// The tokenizer has tokens that the model has no embedding for.
     #[error(
-        "{}: the tokenizer has {tokens} tokens and the model only {embeddings} embeddings: they do not belong together",
-        model.display()
+        "{}: the tokenizer has token ids up to {} and the model only {embeddings} embeddings: {}",
+        model.display(), tokens - 1, belong_together(new_tokens)
     )]
     VocabularyTooLarge {
         /// The model directory.
         model: PathBuf,
-        /// Tokens of the tokenizer.
+        /// One more than the largest id of the tokenizer.
         tokens: usize,
         /// Rows of the embedding.
         embeddings: usize,
+        /// Tokens that `tokenizer.json` does not have and another file adds.
+        new_tokens: Vec<String>,
     },
 
     /// A test prompt leaves no room for its answer.
@@ -237,6 +239,17 @@ impl Error {
             Self::RecipeToToml { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
+}
+
+fn belong_together(new_tokens: &[String]) -> String {
+    if new_tokens.is_empty() {
+        return "they do not belong together".to_owned();
+    }
+    let named: Vec<String> = new_tokens.iter().take(5).map(|token| format!("{token:?}")).collect();
+    format!(
+        "tokenizer_config.json or special_tokens_map.json adds {}, which tokenizer.json does not have: mend the name there",
+        named.join(", ")
+    )
 }
 
 fn beyond_context(examples: &[(String, usize)], total: usize, context: usize) -> String {

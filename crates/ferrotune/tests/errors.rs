@@ -47,6 +47,18 @@ fn each_mistake_with_a_model_and_its_inputs_is_an_error_of_its_own() {
     let empty = Tokenized { input_ids: Vec::new(), labels: Vec::new(), source };
     assert!(matches!(packed_inputs(&PackedBatch::pack(&[&empty]), None), Err(Error::Kernels(_))));
 
+    let config = model.join("tokenizer_config.json");
+    let whole = fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    json["eos_token"] = "<nope>".into();
+    fs::write(&config, json.to_string()).unwrap();
+    let error = load(&model).unwrap_err();
+    assert!(
+        matches!(&error, Error::VocabularyTooLarge { new_tokens, .. } if new_tokens == &["<nope>"]),
+        "{error}"
+    );
+    fs::write(&config, whole).unwrap();
+
     let tokenizer = model.join("tokenizer.json");
     let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&tokenizer).unwrap()).unwrap();
     let mut token = json["added_tokens"][0].clone();

@@ -94,11 +94,13 @@ impl Assistant {
         }
         let tokenizer = TextTokenizer::from_dir(&directory)?;
         let config = size.config;
-        if tokenizer.vocab_size() as i64 > config.vocab_size {
+        let embeddings = config.vocab_size as usize;
+        if tokenizer.id_limit() > embeddings {
             return Err(Error::VocabularyTooLarge {
                 model: directory,
-                tokens: tokenizer.vocab_size(),
-                embeddings: config.vocab_size as usize,
+                tokens: tokenizer.id_limit(),
+                embeddings,
+                new_tokens: tokenizer.new_tokens().to_vec(),
             });
         }
         let model = CausalLm::load(&directory, device, kind)?;

@@ -1,13 +1,15 @@
 //! Scores a model's predictions against the references: a table on the terminal, and the same as JSON.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use ferrotune_examples::guarded;
 use ferrotune_metrics::{
-    Comparison, Error, Estimate, Metric, compare_predictions, evaluate_all, read_predictions, write_metrics,
+    Comparison, Error, Estimate, Metric, Prediction, compare_predictions, evaluate_all, read_predictions,
+    write_metrics,
 };
 
 /// Scores predictions against references.
@@ -33,9 +35,8 @@ struct Arguments {
     #[arg(long, value_name = "NAME")]
     baseline_field: Option<String>,
 
-    /// What to measure, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric,
-          default_value = "rouge1,rouge2,rougeL,rougeLsum")]
+          default_value = "rouge1,rouge2,rougeL,rougeLsum", help = metrics_help())]
     metrics: Vec<Metric>,
 
     /// Where to write {"rougeL": {"value", "low", "high"}, ...}; with a baseline,
@@ -65,6 +66,11 @@ Examples:
 
 Exit codes: 0 done; 2 bad input or arguments; 1 anything else.";
 
+fn metrics_help() -> String {
+    let names = Metric::ALL.map(|metric| metric.to_string());
+    format!("What to measure, separated by commas, of: {}", names.join(", "))
+}
+
 fn metric(name: &str) -> Result<Metric, Error> {
     name.trim().parse()
 }
@@ -78,6 +84,7 @@ fn program() -> ExitCode {
     let (code, message) = match run(&arguments) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Input(error)) => (2, error.to_string()),
+        Err(Failure::OfARun(message)) => (2, message),
         Err(Failure::Unpaired { file, error }) => (2, format!("{}: {error}", file.display())),
         Err(Failure::Terminal(error)) => (1, format!("cannot write to standard output: {error}")),
     };
@@ -88,7 +95,12 @@ fn program() -> ExitCode {
 
 enum Failure {
     Input(Error),
-    Unpaired { file: PathBuf, error: Error },
+    /// The predictions of a run, which are in other fields than the one asked for.
+    OfARun(String),
+    Unpaired {
+        file: PathBuf,
+        error: Error,
+    },
     Terminal(io::Error),
 }
 
@@ -111,11 +123,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             metrics.push(metric);
         }
     }
-    let predictions = read_predictions(&arguments.input, &arguments.prediction_field)?;
+    let predictions = read(&arguments.input, &arguments.prediction_field, "--prediction-field")?;
     let table = if arguments.baseline.is_some() || arguments.baseline_field.is_some() {
         let file = arguments.baseline.as_ref().unwrap_or(&arguments.input);
         let field = arguments.baseline_field.as_ref().unwrap_or(&arguments.prediction_field);
-        let baseline = read_predictions(file, field)?;
+        let baseline = read(file, field, "--baseline-field")?;
         let comparisons = compare_predictions(&metrics, &baseline, &predictions).map_err(|error| {
             // The line is one of the input only where the baseline has ended.
             let ended = matches!(error, Error::Unpaired { before: None, .. });
@@ -139,6 +151,31 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Terminal(error)),
         _ => Ok(()),
     }
+}
+
+/// Reads predictions. Where the lines are those of a run's `predictions.jsonl`, a field that is not there is told with those that are.
+fn read(file: &Path, field: &str, option: &str) -> Result<Vec<Prediction>, Failure> {
+    read_predictions(file, field).map_err(|error| match fields_of_a_run(file, field, &error) {
+        Some(fields) => {
+            let choices: Vec<String> = fields.iter().map(|name| format!("`{option} {name}`")).collect();
+            let (file, choices) = (file.display(), choices.join(" or "));
+            Failure::OfARun(format!(
+                "{file}: there is no field {field:?}; for the predictions of a run, give {choices}"
+            ))
+        }
+        None => Failure::Input(error),
+    })
+}
+
+/// The fields of predictions of a run in the first bad line, if that line lacks the one asked for and nothing else is wrong with it.
+fn fields_of_a_run(file: &Path, field: &str, error: &Error) -> Option<Vec<&'static str>> {
+    let Error::BadLines { lines, .. } = error else { return None };
+    let first = lines.first().filter(|bad| bad.field.as_deref() == Some(field))?;
+    let line = BufReader::new(File::open(file).ok()?).lines().nth(first.line - 1)?.ok()?;
+    let line: serde_json::Value = serde_json::from_str(line.trim_start_matches('\u{feff}')).ok()?;
+    let has = |name: &str| line.get(name).is_some_and(serde_json::Value::is_string);
+    let fields: Vec<&str> = ["after", "before"].into_iter().filter(|name| has(name)).collect();
+    (line.get(field).is_none() && !fields.is_empty()).then_some(fields)
 }
 
 /// A wrong `--output` is an error of the arguments, and told before any work.

@@ -6,7 +6,7 @@ use ferrotune::{
     job::{ForPeople, ForPrograms, run},
     progress::{Event, Progress},
     recipe::Recipe,
-    report::table,
+    report::{summary, table},
 };
 use ferrotune_examples::{exit_code, guarded, interrupted, interruption, say, use_threads};
 use std::{
@@ -78,11 +78,35 @@ fn finetune(arguments: &Arguments, interruption: Arc<AtomicBool>) -> Result<bool
         run(&recipe, &mut observer, interruption)?
     };
     if !outcome.cancelled {
-        say(table(&outcome.metrics));
-        let directory = recipe.output_dir.display();
-        say(format_args!("adapter, metrics.json, predictions and report.html are in {directory}"));
+        say([table(&outcome.metrics), summary(&outcome.metrics), ending(&recipe)].join("\n").trim());
     }
     Ok(!outcome.cancelled)
+}
+
+/// Where everything is, and what to do with it.
+fn ending(recipe: &Recipe) -> String {
+    let directory = &recipe.output_dir;
+    let mut files = vec!["adapter/", "recipe.toml", "metrics.json"];
+    files.extend(recipe.data.test.as_ref().map(|_| "predictions.jsonl"));
+    let model = shell_word(&recipe.model.path.display().to_string());
+    let adapter = shell_word(&directory.join("adapter").display().to_string());
+    format!(
+        "{} and report.html are in {}\nTry the adapter:\n  \
+         cargo run --release -p ferrotune-examples --example generate -- --model {model} \\\n    \
+         --adapter {adapter} --prompt \"...\"",
+        files.join(", "),
+        directory.display()
+    )
+}
+
+/// A path as a shell reads it as one word.
+fn shell_word(path: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@".contains(c);
+    if !path.is_empty() && path.chars().all(is_plain) {
+        path.to_owned()
+    } else {
+        format!("'{}'", path.replace('\'', "'\\''"))
+    }
 }
 
 fn finetune_json(

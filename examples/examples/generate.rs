@@ -1,15 +1,14 @@
 //! Greedy answers: to one prompt on the terminal, or to a file of prompts.
 
-use clap::{Parser, builder::NonEmptyStringValueParser};
+use clap::{ArgGroup, Parser, builder::NonEmptyStringValueParser};
 use ferrotune::{
     Result,
     atomic::write_atomically,
     data::{Completion, Example, Message, Prompt, Source, read_examples},
-    job::Assistant,
     progress::Progress,
 };
 use ferrotune_examples::{
-    check_output, count, exit_code, guarded, interrupted, interruption, load, say, thread_count, use_threads,
+    ModelArguments, check_output, count, exit_code, guarded, interrupted, interruption, say, use_threads,
 };
 use std::{
     io::Write,
@@ -30,17 +29,12 @@ Exit codes: 0 done, 2 the input cannot be used, 1 anything else.";
 
 /// Answer prompts greedily through the model's own chat template.
 #[derive(Parser)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("prompts").args(["prompt", "input"]).required(true))]
 struct Arguments {
-    /// A Hugging Face model directory or a .gguf file.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// A PEFT adapter directory.
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArguments,
     /// One prompt; its answer is printed as it is generated.
-    #[arg(long, value_name = "TEXT", required_unless_present = "input", conflicts_with = "input",
-          value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     prompt: Option<String>,
     /// Examples, one JSON object a line.
     #[arg(long, value_name = "FILE", requires = "output")]
@@ -51,15 +45,6 @@ struct Arguments {
     /// Most tokens of an answer.
     #[arg(long, default_value_t = 256, value_parser = count())]
     max_new_tokens: usize,
-    /// Prompts answered at one time.
-    #[arg(long, default_value_t = 8, value_parser = count())]
-    batch_size: usize,
-    /// `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, default_value = "cpu")]
-    device: String,
-    /// Threads to compute with; all cores where absent.
-    #[arg(long, value_parser = thread_count())]
-    threads: Option<usize>,
 }
 
 fn main() -> ExitCode {
@@ -68,7 +53,7 @@ fn main() -> ExitCode {
 
 fn program() -> ExitCode {
     let arguments = Arguments::parse();
-    use_threads(arguments.threads);
+    use_threads(arguments.model.threads);
     match &arguments {
         Arguments { input: Some(input), output: Some(output), .. } => {
             match answer_file(&arguments, input, output) {
@@ -88,14 +73,14 @@ fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<boo
     check_output(output, input)?;
     let interruption = interruption();
     let examples = read_examples(input, None)?;
-    let assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;
+    let assistant = arguments.model.load()?;
     let prompts = assistant.prompt_ids(&examples, arguments.max_new_tokens)?;
     let mut progress = Progress::stderr();
     let start = Instant::now();
     let answers = assistant.answer_all(
         &prompts,
         arguments.max_new_tokens,
-        arguments.batch_size,
+        arguments.model.batch_size,
         &mut |generating| {
             progress.generating(generating);
             !interruption.load(Ordering::Relaxed)
@@ -121,7 +106,7 @@ fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<boo
 /// Prints the answer as it grows: the text of all tokens so far, less what is printed already and what may still change. Together it is
 /// the answer that the file form writes.
 fn answer_prompt(arguments: &Arguments, prompt: &str) -> Result<()> {
-    let assistant: Assistant = load(&arguments.model, arguments.adapter.as_deref(), &arguments.device)?;
+    let assistant = arguments.model.load()?;
     let example = Example {
         prompt: Prompt::Messages(vec![Message::new("user", prompt)]),
         completion: Completion::Text(String::new()),

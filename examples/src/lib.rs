@@ -1,6 +1,6 @@
 //! What the examples share: exit codes, arguments, devices, and a way to be interrupted.
 
-use clap::builder::RangedU64ValueParser;
+use clap::{Args, builder::RangedU64ValueParser};
 use ferrotune::{
     Error, Result,
     atomic::check_writable,
@@ -11,7 +11,7 @@ use std::{
     fmt::Display,
     fs,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -95,19 +95,42 @@ pub fn use_threads(threads: Option<usize>) {
     tch::set_num_threads(threads.unwrap_or(all) as i32);
 }
 
-/// Loads a model in f32 with its tokenizer and, perhaps, an adapter.
-///
-/// # Errors
-/// As [`Assistant::load`] and [`Assistant::load_adapter`].
-pub fn load(model: &Path, adapter: Option<&Path>, device: &str) -> Result<Assistant> {
-    if !model.exists() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(Error::Read { path: model.to_owned(), source });
+/// The model that a program uses, and how it computes.
+#[derive(Args, Debug)]
+pub struct ModelArguments {
+    /// A Hugging Face model directory or a .gguf file.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A PEFT adapter directory.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Prompts or examples computed at one time.
+    #[arg(long, default_value_t = 8, value_parser = count())]
+    pub batch_size: usize,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads to compute with; all cores where absent.
+    #[arg(long, value_parser = thread_count())]
+    pub threads: Option<usize>,
+}
+
+impl ModelArguments {
+    /// Loads the model in f32 with its tokenizer and, perhaps, the adapter.
+    ///
+    /// # Errors
+    /// As [`Assistant::load`] and [`Assistant::load_adapter`].
+    pub fn load(&self) -> Result<Assistant> {
+        if !self.model.exists() {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(Error::Read { path: self.model.clone(), source });
+        }
+        let policy = DtypePolicy::for_compute(ComputeDtype::F32)?;
+        let device = parse_device(&self.device)?;
+        let mut assistant = Assistant::load(&self.model, device, policy, &default_cache_dir())?;
+        if let Some(adapter) = &self.adapter {
+            assistant.load_adapter(adapter)?;
+        }
+        Ok(assistant)
     }
-    let policy = DtypePolicy::for_compute(ComputeDtype::F32)?;
-    let mut assistant = Assistant::load(model, parse_device(device)?, policy, &default_cache_dir())?;
-    if let Some(adapter) = adapter {
-        assistant.load_adapter(adapter)?;
-    }
-    Ok(assistant)
 }

@@ -115,6 +115,44 @@ fn assert_self_contained(page: &str) {
 }
 
 #[test]
+fn a_short_run_says_what_it_lacks_and_shows_every_step() {
+    let job = Job::new();
+    // The defaults: a loss every 100 steps.
+    let settings =
+        ["training.logging_steps=100", "training.num_train_epochs=3", "generation.max_new_tokens=2"];
+    let run = job.finetune(&settings);
+    run.succeeded();
+    for note in [
+        "6 optimizer steps",
+        "`training.num_train_epochs` (now 3)",
+        "`training.logging_steps` is 100",
+        "cut off at 2 new tokens, and the references have up to",
+    ] {
+        assert!(run.stderr.contains(note), "{note} is not in {run}");
+    }
+    assert_eq!(losses(&job, "out").len(), 1, "logging_steps is obeyed");
+    let page = job.read("out/report.html");
+    assert!(page.contains("at step 1, ") && page.contains("at step 6."), "the curve has every step");
+    assert!(page.contains("4 examples, 3 epochs"));
+    assert!(page.contains("<b>train.jsonl</b>"));
+
+    // The tiny model does not know when to end.
+    let metrics = job.json("out/metrics.json");
+    assert_eq!(metrics["generation"]["max_new_tokens"], 2);
+    let cut = format!("{} of 3 answers were cut off at 2 new tokens", metrics["generation"]["answers_cut"]);
+    assert!(metrics["generation"]["answers_cut"].as_u64().unwrap() > 0 && page.contains(&cut), "{cut}");
+    for said in [
+        cut.as_str(),
+        "validation loss ",
+        "for the 6 steps of training",
+        "adapter/, recipe.toml, metrics.json, predictions.jsonl and report.html are in out\n",
+        "--adapter out/adapter --prompt",
+    ] {
+        assert!(run.stdout.contains(said), "{said} is not in {run}");
+    }
+}
+
+#[test]
 fn the_effective_recipe_repeats_the_run_and_a_finished_run_is_not_overwritten_unasked() {
     let job = Job::new();
     let settings = ["evaluation.before=false", "evaluation.after=false", "lora.lora_dropout=0.25", "seed=7"];

@@ -10,7 +10,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 fn start(job: &Job, name: &str, arguments: &[&str]) -> Child {
@@ -167,30 +167,40 @@ fn a_run_that_is_killed_while_it_writes_leaves_whole_files() {
 #[test]
 fn a_second_interrupt_ends_a_program_at_once() {
     let job = Job::new();
-    // A template that takes its time, and is not asked about interruptions: a minute or more for these examples.
-    let model = job.own_model();
-    let slow = format!(
-        "{{% for a in range(400) %}}{{% for b in range(1000) %}}{{% endfor %}}{{% endfor %}}{}",
+    // A warning of 1 MB: more than a pipe holds, so that the program stands in the middle of writing it and looks at nothing.
+    let refusal = "no ".repeat(350_000);
+    let template = format!(
+        "{{% if messages[0]['content'] == 'refused' %}}{{{{ raise_exception('{refusal}') }}}}{{% endif %}}{}",
         common::CHAT_TEMPLATE
     );
-    std::fs::write(model.join("chat_template.jinja"), slow).unwrap();
-    job.write_examples("train.jsonl", &[("the cat", "the dog"); 5000]);
-    let mut child = start(&job, "finetune", &[&["--json"], &job.finetune_arguments(&[])[..]].concat());
-    let mut rest = wait_for(child.stdout.take().unwrap(), "loading model");
-    // Until the model is loaded and the template at work: before that, one signal would do.
-    thread::sleep(Duration::from_secs(2));
-    let start = Instant::now();
+    std::fs::write(job.own_model().join("chat_template.jinja"), template).unwrap();
+    job.write_examples("train.jsonl", &[("refused", "the dog"), ("the cat", "the dog")]);
+    let arguments = job.finetune_arguments(&["data.on_error=skip"]);
+    let mut child = start(&job, "finetune", &[&["--json"], &arguments[..]].concat());
+    let mut out = child.stdout.take().unwrap();
+    let (mut text, mut piece) = (String::new(), [0; 64]);
+    while !text.contains("no no no") {
+        let read = out.read(&mut piece).unwrap();
+        assert!(read > 0, "{text}");
+        text.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+    }
+    signal(child.id(), "INT");
+    thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "the first leaves it where it is");
     // Two signals that come too close count as one, so it is sent until the program is gone.
-    while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(20) {
+    for _ in 0..200 {
         signal(child.id(), "INT");
         thread::sleep(Duration::from_millis(100));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
     }
-    let seconds = start.elapsed().as_secs_f64();
-    let _ = rest.read_to_end(&mut Vec::new());
     let run = finish(child);
     run.ended_with(1);
-    assert!(seconds < 10.0, "{seconds}");
     assert!(run.stderr.is_empty(), "it ended where it stood: {run}");
+    let mut rest = vec![];
+    out.read_to_end(&mut rest).unwrap();
+    assert!(rest.len() < refusal.len() / 2, "it was still writing: {}", rest.len());
 }
 
 #[test]

@@ -48,10 +48,14 @@ const LOW_CONTRAST: &str = r#"(() => {
 fn job() -> Job {
     let job = Job::new();
     let arabic = "السلام عليكم";
-    job.write_examples(
-        "test.jsonl",
-        &[(HOSTILE, HOSTILE), (arabic, arabic), ("one", "two"), ("the dog?", "the log")],
-    );
+    let mut test = vec![(HOSTILE, HOSTILE), (arabic, arabic)];
+    // So many that there is a list to open.
+    test.extend([("one", "two"); 10]);
+    job.write_examples("test.jsonl", &test);
+    // Ten different lengths, and a histogram of them.
+    let outputs: Vec<String> = (1..=12).map(|words| "the cat ".repeat(words)).collect();
+    let train: Vec<(&str, &str)> = outputs.iter().map(|output| ("one", output.trim())).collect();
+    job.write_examples("train.jsonl", &train);
     job.finetune(&["training.eval_strategy=steps", "training.eval_steps=1"]).succeeded();
     job
 }
@@ -110,7 +114,7 @@ fn the_page_holds_in_a_browser() {
     assert!(colours[0][0] != colours[1][0] && colours[0][1] != colours[1][1], "{colours:?}");
 
     let headline = browser.value("document.querySelector('h1').textContent");
-    assert!(headline.as_str().unwrap().contains("on 4 test prompts"), "{headline}");
+    assert!(headline.as_str().unwrap().contains("on 12 test prompts"), "{headline}");
     // The hostile prompt and reference are text, to the letter, and were neither parsed nor run.
     let shown = browser.value("[...document.querySelectorAll('.prompt, .said')].map((e) => e.textContent)");
     let times = shown.as_array().unwrap().iter().filter(|text| text.as_str() == Some(HOSTILE)).count();

@@ -106,6 +106,29 @@ fn evaluate_measures_what_generate_wrote() {
     job.run("evaluate", &["--input", "perfect.jsonl"]).refused(&["perfect.jsonl:1", "prediction"]);
 }
 
+#[test]
+fn evaluate_knows_what_a_run_wrote() {
+    let job = Job::new();
+    let lines = r#"{"prompt": "a", "reference": "b", "before": "c", "after": "d"}
+{"prompt": "a", "reference": "b", "before": "c", "after": "d"}
+"#;
+    job.write("predictions.jsonl", lines);
+    let refused = job.run("evaluate", &["--input", "predictions.jsonl"]);
+    refused
+        .refused(&["no field \"prediction\"", "`--prediction-field after` or `--prediction-field before`"]);
+    assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+    job.run("evaluate", &["--input", "predictions.jsonl", "--prediction-field", "after"]).succeeded();
+    job.write("predictions.jsonl", lines.replace(", \"after\": \"d\"", ""));
+    let refused = job.run("evaluate", &["--input", "predictions.jsonl", "--prediction-field", "after"]);
+    refused.refused(&["no field \"after\"", "give `--prediction-field before`\n"]);
+    let fields = ["--prediction-field", "before", "--baseline-field", "after"];
+    job.run("evaluate", &[&["--input", "predictions.jsonl"], &fields[..]].concat())
+        .refused(&["give `--baseline-field before`"]);
+    // A line that is bad in another way is shown as it is.
+    job.write("predictions.jsonl", r#"{"reference": "b", "prediction": 3, "after": "d"}"#);
+    job.run("evaluate", &["--input", "predictions.jsonl"]).refused(&["predictions.jsonl:1:", "a number"]);
+}
+
 fn score(job: &Job, arguments: &[&str]) -> (Vec<(f64, u64)>, f64) {
     let run = job.tool("score", &[&FILES[..], arguments].concat());
     run.succeeded();
@@ -174,7 +197,15 @@ fn every_program_says_how_it_is_used() {
         let help = job.run(name, &["--help"]);
         assert!(help.succeeded().stdout.contains(&format!("--example {name} -- ")), "{help}");
         job.run(name, &["--no-such-option"]).refused(&["--no-such-option"]);
+        assert!(!help.stdout.contains("{\\"), "{help}");
         job.run(name, &[]).refused(&["required"]);
+    }
+    job.run("generate", &["--model", "model"]).refused(&["--prompt <TEXT>|--input <FILE>"]);
+    job.run("generate", &["--model", "m", "--prompt", "a", "--input", "b", "--output", "c"])
+        .refused(&["cannot be used with"]);
+    let help = job.run("evaluate", &["--help"]);
+    for name in ["rouge1", "rougeLsum", "bleu", "chrf"] {
+        assert!(help.stdout.contains(name), "{name} is not in {help}");
     }
 }
 

@@ -78,14 +78,24 @@ pub fn explain_write_error(path: &Path, needed: Option<u64>, error: io::Error) -
 /// assert_eq!(ferrotune_precision::readable_bytes(3 << 20), "3.0 MiB");
 /// ```
 pub fn readable_bytes(bytes: u64) -> String {
+    readable_bytes_beside(bytes, bytes)
+}
+
+/// A number of bytes in the unit that suits the largest of those beside it, so that they compare at a glance.
+///
+/// ```
+/// assert_eq!(ferrotune_precision::readable_bytes_beside(100 << 20, 3 << 30), "0.1 GiB");
+/// ```
+pub fn readable_bytes_beside(bytes: u64, largest: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
+    if largest < 1024 {
         return format!("{bytes} bytes");
     }
-    let mut value = bytes as f64 / 1024.0;
+    let (mut value, mut largest) = (bytes as f64 / 1024.0, largest as f64 / 1024.0);
     let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
+    // 1008.1 MiB are 1.0 GiB: four digits before the point are too many.
+    while largest >= 999.95 && unit + 1 < UNITS.len() {
+        (value, largest) = (value / 1024.0, largest / 1024.0);
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
@@ -101,6 +111,11 @@ mod tests {
         for (bytes, text) in cases {
             assert_eq!(readable_bytes(bytes), text);
         }
+        assert_eq!([999, 1008].map(|mib| readable_bytes(mib << 20)), ["999.0 MiB", "1.0 GiB"]);
+        assert_eq!(
+            [0, 7, 2000].map(|mib| readable_bytes_beside(mib << 20, 2000 << 20)),
+            ["0.0 GiB", "0.0 GiB", "2.0 GiB"]
+        );
         assert_eq!(readable_bytes(u64::MAX), "16384.0 PiB");
     }
 

@@ -9,7 +9,10 @@ mod memory;
 
 pub use cpu_features::CpuFeatures;
 pub use device::parse_device;
-pub use disk::{explain_write_error, file_size_limit, free_disk_bytes, readable_bytes, sync_directory};
+pub use disk::{
+    explain_write_error, file_size_limit, free_disk_bytes, readable_bytes, readable_bytes_beside,
+    sync_directory,
+};
 pub use dtype::{ComputeDtype, DtypePolicy};
 pub use error::{Error, Result};
 pub use memory::{

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ferrotune_precision::{MemoryBound, readable_bytes};
+use ferrotune_precision::{MemoryBound, readable_bytes, readable_bytes_beside};
 
 use crate::recipe::Problem;
 
@@ -93,7 +93,8 @@ pub enum Error {
     /// There is far too little memory for what is to come.
     #[error(
         "{what} needs about {} of memory and {} are available ({bound}): {remedy}",
-        readable_bytes(*needed_bytes), readable_bytes(*available_bytes)
+        readable_bytes_beside(*needed_bytes, *needed_bytes.max(available_bytes)),
+        readable_bytes_beside(*available_bytes, *needed_bytes.max(available_bytes))
     )]
     NotEnoughMemory {
         /// What needs it, and for what.

@@ -56,6 +56,8 @@ pub struct Answer {
     pub text: String,
     /// Number of its tokens, the end token not counted.
     pub new_tokens: usize,
+    /// Whether it ended by itself, and not at the most new tokens.
+    pub finished: bool,
 }
 
 /// How likely a model finds a completion.
@@ -229,7 +231,8 @@ impl Assistant {
             .into_iter()
             .map(|generated| {
                 let text = self.decode(&generated.token_ids)?;
-                Ok(Answer { text: text.trim().to_owned(), new_tokens: generated.token_ids.len() })
+                let (new_tokens, finished) = (generated.token_ids.len(), generated.finished);
+                Ok(Answer { text: text.trim().to_owned(), new_tokens, finished })
             })
             .collect()
     }

@@ -1,6 +1,6 @@
 //! The data of a run: read, turned into tokens, counted; what is left out is said.
 
-use super::{Assistant, assistant::Prompts};
+use super::{Assistant, advice::short_answers, assistant::Prompts};
 use crate::{
     Error, Result,
     job::Observer,
@@ -166,6 +166,8 @@ struct TestPrompts {
     path: String,
     bad_lines: usize,
     prompts: Prompts,
+    /// Tokens of each reference.
+    reference_tokens: Vec<usize>,
 }
 
 impl TestPrompts {
@@ -178,7 +180,15 @@ impl TestPrompts {
         let DataFile { path, examples, skipped } = file;
         let prompts = assistant.prompts(examples, recipe.generation.max_new_tokens, recipe.data.on_error)?;
         note_refused(&path, &prompts.refused, observer);
-        Ok(Self { path, bad_lines: skipped.total, prompts })
+        let tokens = |example: &Example| assistant.tokenizer.encode(example.completion.text(), false);
+        let reference_tokens: Vec<usize> =
+            prompts.examples.iter().map(|example| Ok(tokens(example)?.len())).collect::<Result<_>>()?;
+        let answered = recipe.evaluation.before || recipe.evaluation.after;
+        let note = short_answers(&reference_tokens, recipe.generation.max_new_tokens);
+        if let Some(note) = note.filter(|_| answered) {
+            observer.note(&format!("warning: {path}: {note}"));
+        }
+        Ok(Self { path, bad_lines: skipped.total, prompts, reference_tokens })
     }
 
     fn metrics(&self) -> FileMetrics {
@@ -192,8 +202,19 @@ impl TestPrompts {
 
     fn split(&self) -> Split {
         let FileMetrics { examples, skipped, .. } = self.metrics();
-        let (name, file) = ("test".to_owned(), self.path.clone());
-        Split { name, file, examples, left_out: skipped, ..Split::default() }
+        let references = self.reference_tokens.clone();
+        let both = self.prompts.prompt_ids.iter().zip(&references);
+        let tokens: Vec<usize> = both.map(|(prompt, reference)| prompt.len() + reference).collect();
+        Split {
+            name: "test".to_owned(),
+            file: self.path.clone(),
+            examples,
+            left_out: skipped,
+            tokens: Some(tokens.iter().sum::<usize>() as u64),
+            target_tokens: Some(references.iter().sum::<usize>() as u64),
+            tokens_per_example: Some(spread(tokens)),
+            target_tokens_per_example: Some(spread(references)),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ fn processor(cpuinfo: &str) -> Option<&str> {
     Some(name.trim()).filter(|name| !name.is_empty())
 }
 
-/// `2026-11-24 12:04 UTC`.
+/// `2026-11-24 12:04:05 UTC`.
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (mut days, minutes) = (seconds / 86_400, seconds / 60 % 1_440);
@@ -46,7 +46,13 @@ fn utc(time: SystemTime) -> String {
         days -= length;
         month += 1;
     }
-    format!("{year}-{month:02}-{:02} {:02}:{:02} UTC", days + 1, minutes / 60, minutes % 60)
+    format!(
+        "{year}-{month:02}-{:02} {:02}:{:02}:{:02} UTC",
+        days + 1,
+        minutes / 60,
+        minutes % 60,
+        seconds % 60
+    )
 }
 
 #[cfg(test)]
@@ -56,14 +62,14 @@ mod tests {
     #[test]
     fn dates_are_those_of_the_calendar() {
         for (seconds, expected) in [
-            (0, "1970-01-01 00:00 UTC"),
-            (951_782_399, "2000-02-28 23:59 UTC"),
-            (951_782_400, "2000-02-29 00:00 UTC"),
-            (951_868_800, "2000-03-01 00:00 UTC"),
-            (1_735_689_599, "2024-12-31 23:59 UTC"),
-            (1_735_689_600, "2025-01-01 00:00 UTC"),
-            (1_795_521_840, "2026-11-24 12:04 UTC"),
-            (4_107_542_400, "2100-03-01 00:00 UTC"),
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59:59 UTC"),
+            (1_735_689_600, "2025-01-01 00:00:00 UTC"),
+            (1_795_521_840, "2026-11-24 12:04:00 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
         ] {
             assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
         }

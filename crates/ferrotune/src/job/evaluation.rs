@@ -47,6 +47,7 @@ impl TestSet {
         };
         let seconds = start.elapsed().as_secs_f64();
         let new_tokens = answers.iter().map(|answer| answer.new_tokens as u64).sum();
+        let answers_cut = answers.iter().filter(|answer| !answer.finished).count() as u64;
         let answers: Vec<String> = answers.into_iter().map(|answer| answer.text).collect();
         let references = self.examples.iter().map(|example| example.completion.text());
         let pairs: Vec<(&str, &str)> = references.zip(answers.iter().map(String::as_str)).collect();
@@ -57,6 +58,8 @@ impl TestSet {
         }
         let generation = GenerationMetrics {
             prompts: self.prompts.len() as u64,
+            max_new_tokens: self.max_new_tokens as u64,
+            answers_cut,
             new_tokens,
             seconds,
             new_tokens_per_s: new_tokens as f64 / seconds.max(f64::MIN_POSITIVE),

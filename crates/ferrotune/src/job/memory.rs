@@ -4,9 +4,8 @@ use super::PackedDataset;
 use crate::{Error, Result};
 use ferrotune_data::Tokenized;
 use ferrotune_models::ModelConfig;
-use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes};
+use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes_beside};
 use ferrotune_trainer::Dataset;
-use std::fmt;
 
 /// Bytes of a number: everything is computed in f32.
 const F32: u64 = size_of::<f32>() as u64;
@@ -100,6 +99,19 @@ impl MemoryNeed {
         available_memory().map_or(Ok(None), |available| self.check_against(&available, what, remedy))
     }
 
+    /// What this will come to in a process that has `now` bytes.
+    pub fn peak(&self, now: u64) -> String {
+        let peak = now.saturating_add(self.bytes());
+        let [all, now] = [peak, now].map(|bytes| readable_bytes_beside(bytes, peak));
+        format!("memory    about {all} at the peak of training: {now} now, {}", self.parts(peak))
+    }
+
+    /// What takes how much, in the unit of the largest number beside it.
+    fn parts(&self, largest: u64) -> String {
+        let part = |(name, bytes): &(&str, u64)| format!("{name} {}", readable_bytes_beside(*bytes, largest));
+        self.parts.iter().map(part).collect::<Vec<_>>().join(", ")
+    }
+
     fn check_against(
         &self,
         available: &AvailableMemory,
@@ -107,13 +119,15 @@ impl MemoryNeed {
         remedy: &'static str,
     ) -> Result<Option<String>> {
         let needed = self.bytes();
+        let largest = needed.max(available.bytes);
+        let parts = self.parts(largest);
         let hopeless = match available.bound {
             MemoryBound::AddressSpace | MemoryBound::Data => available.bytes,
             _ => available.bytes.saturating_add(available.bytes / 4),
         };
         if needed > hopeless {
             return Err(Error::NotEnoughMemory {
-                what: format!("{what} ({self})"),
+                what: format!("{what} ({parts})"),
                 needed_bytes: needed,
                 available_bytes: available.bytes,
                 bound: available.bound.clone(),
@@ -122,22 +136,12 @@ impl MemoryNeed {
         }
         Ok((needed > available.bytes / 10 * 9).then(|| {
             format!(
-                "{what} needs about {} more memory ({self}), and {} are available ({}): {remedy} if it does not fit",
-                readable_bytes(needed),
-                readable_bytes(available.bytes),
+                "{what} needs about {} more memory ({parts}), and {} are available ({}): {remedy} if it does not fit",
+                readable_bytes_beside(needed, largest),
+                readable_bytes_beside(available.bytes, largest),
                 available.bound
             )
         }))
-    }
-}
-
-impl fmt::Display for MemoryNeed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (name, bytes)) in self.parts.iter().enumerate() {
-            let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{name} {}", readable_bytes(*bytes))?;
-        }
-        Ok(())
     }
 }
 
@@ -265,15 +269,24 @@ mod tests {
             |available: &AvailableMemory| need.check_against(available, "loading x", "take a smaller model");
         assert_eq!(check(&of(2048, MemoryBound::Machine)).unwrap(), None);
         let warning = check(&of(1000, MemoryBound::Machine)).unwrap().unwrap();
-        assert!(warning.contains("1.0 GiB") && warning.contains("1000.0 MiB"), "{warning}");
+        assert!(warning.contains("about 1.0 GiB more") && warning.contains("and 1.0 GiB are"), "{warning}");
         for available in [of(1000, MemoryBound::AddressSpace), of(800, MemoryBound::ControlGroup)] {
             let error = check(&available).unwrap_err();
             assert!(matches!(&error, Error::NotEnoughMemory { .. }) && error.is_bad_input());
             let text = error.to_string();
-            for part in ["loading x", "weights 900.0 MiB", "1.0 GiB", "take a smaller model"] {
+            for part in ["loading x", "weights 0.9 GiB", "1.0 GiB", "take a smaller model"] {
                 assert!(text.contains(part), "{part} is not in: {text}");
             }
         }
+    }
+
+    #[test]
+    fn a_line_has_one_unit() {
+        let need = MemoryNeed::of_loading(1008 << 20, 40 << 20);
+        let text = "memory    about 1.2 GiB at the peak of training: 0.2 GiB now, weights 1.0 GiB, reading them 0.0 GiB";
+        assert_eq!(need.peak(200 << 20), text);
+        let need = MemoryNeed::of_loading(8 << 20, 40 << 10);
+        assert!(need.peak(200 << 20).ends_with(" 200.0 MiB now, weights 8.0 MiB, reading them 0.0 MiB"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`run`] is what the `finetune` example does. Its parts serve programs that need less: [`Assistant`] loads a model with its
 //! tokenizer, answers prompts and scores completions; [`PackedDataset`] and [`CausalLmTask`] connect data and model to the trainer.
 
+mod advice;
 mod assistant;
 mod data;
 mod environment;

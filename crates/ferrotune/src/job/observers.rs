@@ -3,7 +3,7 @@
 use super::Observer;
 use crate::{
     progress::{Event, EventWriter, Generating, Progress, Step, Validated},
-    report::StageTime,
+    report::{LoggedStep, StageTime},
 };
 use std::{
     io::Write,
@@ -101,26 +101,33 @@ impl<W: Write> Observer for ForPrograms<W> {
     }
 }
 
-/// Passes everything on, and takes the time of the stages.
-pub(super) struct Timed<'a> {
+/// Passes everything on, and keeps what the report shows: the time of the stages, and every step.
+pub(super) struct Recorder<'a> {
     observer: &'a mut dyn Observer,
     /// The stages that have ended.
     ended: Vec<StageTime>,
     present: Option<(String, Instant)>,
+    /// The steps of the training.
+    steps: Vec<LoggedStep>,
 }
 
-impl<'a> Timed<'a> {
+impl<'a> Recorder<'a> {
     pub fn new(observer: &'a mut dyn Observer) -> Self {
-        Self { observer, ended: vec![], present: None }
+        Self { observer, ended: vec![], present: None, steps: vec![] }
     }
 
     /// The stages that have ended, in order.
     pub fn times(&self) -> Vec<StageTime> {
         self.ended.clone()
     }
+
+    /// The steps that were made, in order.
+    pub fn steps(&self) -> Vec<LoggedStep> {
+        self.steps.clone()
+    }
 }
 
-impl Observer for Timed<'_> {
+impl Observer for Recorder<'_> {
     fn stage(&mut self, name: &str) {
         if let Some((name, start)) = self.present.replace((name.to_owned(), Instant::now())) {
             self.ended.push(StageTime { name, seconds: start.elapsed().as_secs_f64() });
@@ -133,6 +140,8 @@ impl Observer for Timed<'_> {
     }
 
     fn step(&mut self, step: &Step) {
+        let Step { step: number, loss, learning_rate, grad_norm, .. } = *step;
+        self.steps.push(LoggedStep { step: number as u64, loss, learning_rate, grad_norm });
         self.observer.step(step);
     }
 

@@ -4,6 +4,7 @@ use super::evaluation::{Pass, TestSet};
 use crate::{
     Error, Result,
     atomic::write_atomically,
+    recipe::RESULTS,
     report::{Output, Report, render},
 };
 use ferrotune_lora::Adapter;
@@ -14,8 +15,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What a run leaves behind, and by which a finished one is recognised.
-const FILES: [&str; 5] = ["adapter", "recipe.toml", "metrics.json", "predictions.jsonl", "report.html"];
 /// Where they lie until the run is at its end.
 const UNFINISHED: &str = "unfinished";
 
@@ -31,13 +30,13 @@ pub(super) struct OutputDirectory {
 impl OutputDirectory {
     /// Makes the directory and sees that it can be written to; one that holds a run is refused unless `overwrite`.
     pub fn prepare(path: &Path, overwrite: bool) -> Result<Self> {
-        let mut names = FILES.iter().chain([&UNFINISHED]);
+        let mut names = RESULTS.iter().chain([&UNFINISHED]);
         if let (false, Some(found)) = (overwrite, names.find(|name| path.join(name).exists())) {
             return Err(Error::OutputExists { path: path.to_owned(), found: (*found).to_owned() });
         }
-        for name in FILES.iter().chain([&UNFINISHED]) {
+        for name in RESULTS.iter().chain([&UNFINISHED]) {
             let path = path.join(name);
-            let is_folder = [FILES[0], UNFINISHED].contains(name);
+            let is_folder = [RESULTS[0], UNFINISHED].contains(name);
             if path.exists() && path.is_dir() != is_folder {
                 let expected = if is_folder { "a folder" } else { "a file" };
                 return Err(Error::OutputInTheWay { path, expected });
@@ -79,8 +78,8 @@ impl OutputDirectory {
     pub fn save_trained(&self, adapter: &Adapter, recipe: &str) -> Result<()> {
         let unfinished = self.path.join(UNFINISHED);
         let saved = remove_folder(&unfinished)
-            .and_then(|()| Ok(adapter.save(unfinished.join(FILES[0]))?))
-            .and_then(|()| self.write(FILES[1], recipe));
+            .and_then(|()| Ok(adapter.save(unfinished.join(RESULTS[0]))?))
+            .and_then(|()| self.write(RESULTS[1], recipe));
         saved.map_err(|error| {
             let _ = fs::remove_dir_all(&unfinished);
             let elsewhere = std::env::temp_dir().join(format!("ferrotune-adapter-{}", std::process::id()));
@@ -96,8 +95,8 @@ impl OutputDirectory {
         let unfinished = self.path.join(UNFINISHED);
         let replaced = unfinished.join("replaced");
         fs::create_dir(&replaced).map_err(|source| Error::Write { path: replaced.clone(), source })?;
-        let old = FILES.iter().map(|name| (self.path.join(name), replaced.join(name)));
-        let new = FILES.iter().map(|name| (unfinished.join(name), self.path.join(name)));
+        let old = RESULTS.iter().map(|name| (self.path.join(name), replaced.join(name)));
+        let new = RESULTS.iter().map(|name| (unfinished.join(name), self.path.join(name)));
         if let Err(error) = move_all(old.chain(new).filter(|(from, _)| from.exists())) {
             let _ = fs::remove_dir(&replaced);
             return Err(error);
@@ -112,12 +111,12 @@ impl OutputDirectory {
     /// stays whole.
     pub fn keep(&self) -> PathBuf {
         let unfinished = self.path.join(UNFINISHED);
-        for name in &FILES[2..] {
+        for name in &RESULTS[2..] {
             let _ = fs::remove_file(unfinished.join(name));
         }
-        let place = self.path.join(FILES[0]);
-        let is_free = !FILES.iter().any(|name| self.path.join(name).exists());
-        if is_free && self.finish().is_ok() { place } else { unfinished.join(FILES[0]) }
+        let place = self.path.join(RESULTS[0]);
+        let is_free = !RESULTS.iter().any(|name| self.path.join(name).exists());
+        if is_free && self.finish().is_ok() { place } else { unfinished.join(RESULTS[0]) }
     }
 
     fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<()> {

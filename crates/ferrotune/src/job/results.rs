@@ -9,7 +9,7 @@ use crate::{
     Result,
     recipe::{Recipe, TargetModules},
     report::{
-        Fact, Lengths, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
+        Lengths, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
         ValidationStep,
     },
 };
@@ -62,7 +62,7 @@ pub(super) fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &Pac
     }
 }
 
-/// The page, before it is drawn.
+/// The page, before it is drawn, without what the run itself knows: its steps and where it was made.
 pub(super) fn report(
     recipe: &Recipe,
     metrics: Metrics,
@@ -70,7 +70,6 @@ pub(super) fn report(
     (splits, train): (Vec<Split>, &PackedDataset),
     test: Option<&TestSet>,
     [before, after]: [Option<&Pass>; 2],
-    environment: Vec<Fact>,
 ) -> Result<Report> {
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let model = match name(&recipe.model.path) {
@@ -84,7 +83,7 @@ pub(super) fn report(
     let lengths: Vec<usize> = train.rows().iter().map(|row| row.input_ids.len()).collect();
     Ok(Report {
         model,
-        data: recipe.data.train.display().to_string(),
+        data: name(&recipe.data.train),
         method: Some(format!("LoRA r = {}, alpha = {} on {modules}", recipe.lora.r, recipe.lora.lora_alpha)),
         metrics,
         outputs: test.map_or(Ok(vec![]), |test| outputs(test, before, after))?,
@@ -100,6 +99,6 @@ pub(super) fn report(
             marked_source: preflight.marked_source.as_ref().map(ToString::to_string),
         }),
         recipe: Some(recipe.to_toml()?),
-        environment,
+        ..Report::default()
     })
 }

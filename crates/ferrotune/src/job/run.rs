@@ -2,12 +2,13 @@
 
 use super::{
     Assistant, CausalLmTask, PackedDataset, Prompts,
+    advice::few_steps,
     data::{Data, DataFiles},
     default_cache_dir,
     environment::environment,
     evaluation::TestSet,
     memory::MemoryNeed,
-    observers::Timed,
+    observers::Recorder,
     output::OutputDirectory,
     results::{report, train_metrics, validation_metrics},
 };
@@ -21,7 +22,7 @@ use ferrotune_kernels::RandomKey;
 use ferrotune_lora::{LoraConfig, inject};
 use ferrotune_metrics::Metric;
 use ferrotune_precision::{
-    ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib, readable_bytes, resident_bytes,
+    ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib, resident_bytes,
 };
 use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, TrainPlan, Trainer, TrainingArguments};
 use std::{
@@ -82,7 +83,7 @@ pub fn run(
     cancellation: Arc<AtomicBool>,
 ) -> Result<RunOutcome> {
     let (start, started) = (Instant::now(), SystemTime::now());
-    let mut observer = Timed::new(observer);
+    let mut observer = Recorder::new(observer);
     let observer = &mut observer;
     recipe.validate()?;
     recipe.check_paths(None)?;
@@ -112,6 +113,7 @@ pub fn run(
     let Data { train: rows, validation: validation_rows, test, preflight, metrics: data_metrics, splits } =
         files.prepare(recipe, &assistant, observer)?;
     let plan = arguments.plan(rows.len())?;
+    few_steps(&plan, &recipe.training).iter().for_each(|note| observer.note(note));
     let test = test.map(|Prompts { examples, prompt_ids: prompts, .. }| {
         let generation = &recipe.generation;
         let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
@@ -136,12 +138,7 @@ pub fn run(
             MemoryNeed::of_training(assistant.model.config(), parameters, &train_set, batch_size, epochs);
         match need.check("training", remedy)? {
             Some(warning) => observer.note(&format!("warning: {warning}")),
-            None => {
-                let now = resident_bytes().unwrap_or(0);
-                let peak = readable_bytes(now.saturating_add(need.bytes()));
-                let now = readable_bytes(now);
-                observer.note(&format!("memory    about {peak} at the peak of training: {now} now, {need}"));
-            }
+            None => observer.note(&need.peak(resident_bytes().unwrap_or(0))),
         }
     }
 
@@ -209,8 +206,9 @@ pub fn run(
         };
         let passes = [before.as_ref(), after.as_ref()];
         let data = (splits, &train_set);
-        let environment = environment(recipe, started);
-        let report = report(recipe, metrics, &preflight, data, test.as_ref(), passes, environment)?;
+        let mut report = report(recipe, metrics, &preflight, data, test.as_ref(), passes)?;
+        report.environment = environment(recipe, started);
+        report.steps = observer.steps();
         if test.is_some() {
             directory.write_predictions(&report.outputs)?;
         }

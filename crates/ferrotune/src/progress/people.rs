@@ -32,8 +32,10 @@ pub struct Progress {
     sink: Sink,
     /// The pace of the present stage.
     pace: Pace,
-    /// The last validation loss of the present stage.
-    validation_loss: Option<f64>,
+    /// The last validation loss that was measured between steps of the present stage, and after which.
+    validation: Option<(usize, f64)>,
+    /// When the present stage began.
+    begun: Instant,
     /// When the last line of the stage was written, and how much was done then.
     last_line: Option<(Instant, usize)>,
 }
@@ -72,14 +74,16 @@ impl Progress {
     }
 
     fn new(sink: Sink) -> Self {
-        Self { sink, pace: Pace::new(Instant::now()), validation_loss: None, last_line: None }
+        let begun = Instant::now();
+        Self { sink, pace: Pace::new(begun), validation: None, begun, last_line: None }
     }
 
     /// A new part of the run begins.
     pub fn stage(&mut self, name: &str) {
         self.finish();
-        self.pace = Pace::new(Instant::now());
-        self.validation_loss = None;
+        self.begun = Instant::now();
+        self.pace = Pace::new(self.begun);
+        self.validation = None;
         self.last_line = None;
         self.note(name);
     }
@@ -99,30 +103,36 @@ impl Progress {
     /// A step of training is done.
     pub fn step(&mut self, step: &Step) {
         let Step { loss, learning_rate, tokens_per_s, .. } = *step;
-        let validation =
-            self.validation_loss.map(|loss| format!("  validation {loss:.3}")).unwrap_or_default();
+        let validation = self.validation.map(|(at, loss)| format!("  validation {loss:.3} at step {at}"));
+        let validation = validation.unwrap_or_default();
         let text =
             format!("loss {loss:.3}{validation}  lr {}  {tokens_per_s:.0} tokens/s", Rate(learning_rate));
         self.show("step", step.step, step.total_steps, &text);
     }
 
-    /// The validation loss was measured: it stands beside the loss of the steps that follow, or after the last one.
+    /// The validation loss was measured. Between steps it stands beside the loss of those that follow, with the step that it is of;
+    /// before the first and after the last it has a line of its own.
     pub fn validated(&mut self, validated: &Validated) {
         let Validated { step, total_steps, loss, seconds, evaluations_left } = *validated;
         let length = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         self.pace.paused(length, evaluations_left, Instant::now());
-        self.validation_loss = Some(loss);
         if step == 0 {
             self.note(&format!("validation loss {loss:.3} before training"));
         } else if step >= total_steps {
             self.finish();
             self.note(&format!("validation loss {loss:.3} after training"));
+        } else {
+            self.validation = Some((step, loss));
         }
     }
 
     /// Answers are being generated.
     pub fn generating(&mut self, generating: &Generating) {
-        let text = format!("{:.0} new tokens/s", generating.new_tokens_per_s());
+        // Before the first answer is done, most of the time went to reading the prompts, and the rate tells nothing.
+        let text = match generating.prompts {
+            0 => String::new(),
+            _ => format!("{:.0} new tokens/s", generating.new_tokens_per_s()),
+        };
         self.show("prompt", generating.prompts, generating.total_prompts, &text);
     }
 
@@ -135,7 +145,8 @@ impl Progress {
             let (done, total, text) = (bar.position(), bar.length().unwrap_or_default(), bar.message());
             let unit = bar.prefix();
             bar.finish_and_clear();
-            let _ = writeln!(io::stderr(), "{unit} {done}/{total}  {text}");
+            let line = format!("{unit} {done}/{total}  {text}");
+            let _ = writeln!(io::stderr(), "{}", line.trim_end());
         }
     }
 
@@ -155,14 +166,18 @@ impl Progress {
             }
             Sink::Lines { out, apart } => {
                 #[expect(clippy::cast_precision_loss, reason = "a share")]
-                let due = self.last_line.is_none_or(|(at, shown)| {
-                    let silence = now - at;
-                    let advanced = done.saturating_sub(shown) as f64 >= SHARE_OF_A_LINE * total as f64;
-                    silence >= *apart && (advanced || silence >= LONGEST_SILENCE)
-                });
+                let due = match self.last_line {
+                    None => done > 0 || now - self.begun >= LONGEST_SILENCE,
+                    Some((at, shown)) => {
+                        let silence = now - at;
+                        let advanced = done.saturating_sub(shown) as f64 >= SHARE_OF_A_LINE * total as f64;
+                        silence >= *apart && (advanced || silence >= LONGEST_SILENCE)
+                    }
+                };
                 let ended = done >= total && self.last_line.is_none_or(|(_, shown)| shown < done);
                 if due || ended {
-                    let _ = writeln!(out, "{unit} {done}/{total}  {text}").and_then(|()| out.flush());
+                    let line = format!("{unit} {done}/{total}  {text}");
+                    let _ = writeln!(out, "{}", line.trim_end()).and_then(|()| out.flush());
                     self.last_line = Some((now, done));
                 }
             }
@@ -259,13 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn generation_shows_its_speed_and_survives_a_first_call_without_time() {
+    fn generation_shows_its_speed_once_an_answer_is_done() {
         let out = Shared::default();
         let mut progress = Progress::lines(out.clone(), Duration::ZERO);
         progress.generating(&Generating { prompts: 0, total_prompts: 300, new_tokens: 0, seconds: 0.0 });
+        assert_eq!(out.text(), "", "nothing is done, and there is nothing to say");
         progress.generating(&Generating { prompts: 8, total_prompts: 300, new_tokens: 30, seconds: 0.5 });
         let text = out.text();
-        assert!(text.starts_with("prompt 0/300  0 new tokens/s\nprompt 8/300  60 new tokens/s  "), "{text}");
+        assert!(text.starts_with("prompt 8/300  60 new tokens/s  "), "{text}");
     }
 
     #[test]
@@ -278,7 +294,7 @@ mod tests {
                 progress.generating(&Generating { prompts, total_prompts: 16, new_tokens, seconds: 1.0 });
             }
         }
-        let pass = "answers\nprompt 0/16  1 new tokens/s\nprompt 16/16  4 new tokens/s\n";
+        let pass = "answers\nprompt 8/16  3 new tokens/s  0.0 s left\nprompt 16/16  4 new tokens/s\n";
         assert_eq!(out.text(), pass.repeat(2));
     }
 
@@ -291,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_validation_loss_stands_beside_the_loss() {
+    fn the_validation_loss_stands_beside_the_loss_with_its_step() {
         let out = Shared::default();
         let mut progress = Progress::lines(out.clone(), Duration::ZERO);
         progress.stage("training");
@@ -309,8 +325,8 @@ mod tests {
             [
                 "training",
                 "validation loss 3.500 before training",
-                "step 40/80  loss 2.346  validation 3.500",
-                "step 80/80  loss 2.346  validation 2.750",
+                "step 40/80  loss 2.346",
+                "step 80/80  loss 2.346  validation 2.750 at step 40",
                 "validation loss 2.500 after training",
             ]
         );

@@ -6,8 +6,9 @@ use super::config::Recipe;
 use super::problem::{Place, Problem, ProblemKind};
 use super::source::Source;
 
-/// What a run writes to `output_dir`.
-const RESULTS: [&str; 5] = ["adapter", "recipe.toml", "metrics.json", "predictions.jsonl", "report.html"];
+/// What a run writes to `output_dir`: a folder, and files.
+pub(crate) const RESULTS: [&str; 5] =
+    ["adapter", "recipe.toml", "metrics.json", "predictions.jsonl", "report.html"];
 
 /// Settings that cannot hold together. A key that already has a problem is left in peace.
 pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Vec<Problem>) {

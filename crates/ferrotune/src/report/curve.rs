@@ -32,7 +32,7 @@ const TOP: f64 = 12.0;
 
 /// What is drawn.
 struct Curve {
-    /// The training loss of the logged steps, thinned.
+    /// The training loss of the steps, thinned.
     training: Vec<Point>,
     smooth: Option<Vec<Point>>,
     /// The validation loss, thinned.
@@ -41,27 +41,21 @@ struct Curve {
     label: String,
 }
 
-/// The curve with its legend; a sentence where there is too little to draw, and nothing of nothing.
-pub(super) fn curve(logged: &[LoggedStep], validation: &[ValidationStep]) -> Option<Markup> {
+/// The curve with its legend; a sentence where neither loss has two points to draw, and nothing of nothing.
+pub(super) fn curve(steps: &[LoggedStep], validation: &[ValidationStep]) -> Option<Markup> {
     #[expect(clippy::cast_precision_loss, reason = "steps are drawn in pixels")]
     let finite = |step: u64, loss: f64| loss.is_finite().then_some((step as f64, loss));
-    let training: Vec<Point> = logged.iter().filter_map(|step| finite(step.step, step.loss)).collect();
+    let training: Vec<Point> = steps.iter().filter_map(|step| finite(step.step, step.loss)).collect();
     let measured: Vec<Point> = validation.iter().filter_map(|step| finite(step.step, step.loss)).collect();
-    let left_out = logged.len() - training.len();
-    if training.len() + measured.len() < 2 {
-        return match (training.as_slice(), logged.len()) {
-            (_, 0) => None,
-            ([(step, loss)], _) => Some(
-                html! { p { "One step was logged: a training loss of " (format!("{loss:.2}")) " at step " (step) "." } },
-            ),
-            _ => Some(html! { p { "No logged step has a finite loss." } }),
-        };
+    let left_out = steps.len() - training.len();
+    if training.len() < 2 && measured.len() < 2 {
+        return too_little(&training, &measured, steps.is_empty() && validation.is_empty());
     }
     let points = thin(&training);
     let curve = Curve {
         smooth: (points.len() >= SMOOTH_FROM).then(|| smooth(&points)),
         label: label(&training, &measured),
-        panels: panels(logged),
+        panels: panels(steps),
         training: points,
         validation: thin(&measured),
     };
@@ -72,7 +66,7 @@ pub(super) fn curve(logged: &[LoggedStep], validation: &[ValidationStep]) -> Opt
             @if let Some(note) = overfit(&measured) { figcaption { (note) } }
             @if left_out > 0 {
                 figcaption {
-                    (plural(left_out as u64, "logged step")) " without a finite loss "
+                    (plural(left_out as u64, "step")) " without a finite loss "
                     (if left_out == 1 { "is" } else { "are" }) " not drawn."
                 }
             }
@@ -80,11 +74,24 @@ pub(super) fn curve(logged: &[LoggedStep], validation: &[ValidationStep]) -> Opt
     })
 }
 
+/// The points in words; a curve needs two.
+fn too_little(training: &[Point], measured: &[Point], nothing: bool) -> Option<Markup> {
+    let said = [("training", training), ("validation", measured)].map(|(name, points)| {
+        points.first().map(|(step, loss)| format!("the {name} loss was {loss:.2} at step {step}"))
+    });
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    match said.as_slice() {
+        [] if nothing => None,
+        [] => Some(html! { p { "No step has a finite loss." } }),
+        said => Some(html! { p { "There is too little to draw: " (said.join(", and ")) "." } }),
+    }
+}
+
 fn legend(curve: &Curve, measured: &[Point]) -> Markup {
     let last = curve.smooth.as_ref().unwrap_or(&curve.training).last();
     html! {
         ul class="legend" {
-            @if curve.smooth.is_some() { li { (key("raw")) "training, each logged step" } }
+            @if curve.smooth.is_some() { li { (key("raw")) "training, each step" } }
             @if let Some((_, loss)) = last {
                 li {
                     (key("smooth"))
@@ -172,6 +179,7 @@ impl Curve {
                         path class="line raw" d=(dots(&self.training, x, y)) {}
                         path class="line smooth" d=(line(smooth, x, y)) {}
                     }
+                    None if self.training.len() == 1 => path class="line smooth dot" d=(dots(&self.training, x, y)) {},
                     None => path class="line smooth" d=(line(&self.training, x, y)) {},
                 }
                 path class="line validation" d=(line(&self.validation, x, y)) {}
@@ -219,18 +227,25 @@ mod tests {
     }
 
     #[test]
-    fn less_than_two_points_are_a_sentence() {
+    fn where_no_line_has_two_points_there_is_a_sentence() {
         assert!(curve(&[], &[]).is_none());
-        assert!(text(&run(1), &[]).contains("One step was logged: a training loss of 3.00 at step 1."));
+        assert!(text(&run(1), &[]).contains("too little to draw: the training loss was 3.00 at step 1."));
+        let one_of_each = text(&run(1), &measured(&[(1, 3.25)]));
+        assert!(
+            one_of_each.contains("loss was 3.00 at step 1, and the validation loss was 3.25 at step 1."),
+            "{one_of_each}"
+        );
+        assert!(!one_of_each.contains("<svg"));
         let mut bad = run(3);
         for step in &mut bad {
             step.loss = f64::NAN;
         }
-        assert!(text(&bad, &[]).contains("No logged step has a finite loss."));
-        assert!(
-            text(&run(1), &measured(&[(0, 3.5), (1, 3.0)])).contains("<svg"),
-            "two of validation are a line"
-        );
+        assert!(text(&bad, &[]).contains("No step has a finite loss."));
+        // Two of validation are a line, and the one of training is a dot beside it.
+        let svg = text(&run(1), &measured(&[(0, 3.5), (1, 2.0)]));
+        let dot = svg.split("class=\"line smooth dot\" d=\"").nth(1).unwrap();
+        assert!(dot.starts_with('M') && dot.split('"').next().unwrap().ends_with("h0"), "{dot}");
+        assert!(!text(&run(2), &[]).contains("dot"));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use maud::{Markup, html};
 use super::Output;
 use super::text::{Untrusted, clip, grouped, plural, signed};
 
+/// So many outputs are shown as they are, without groups.
+const FEW: usize = 10;
 /// Outputs of a group at most.
 const GROUP: usize = 5;
 /// Outputs of the list at most.
@@ -18,11 +20,12 @@ const ANSWER_CHARS: usize = 1_500;
 const MAX_WORDS: usize = 400;
 
 /// The section's content.
-pub(super) fn examples(outputs: &[Output], metric: &str, file: Option<&str>) -> Markup {
+pub(super) fn examples(outputs: &[Output], metric: &str, cut: Option<&str>, file: Option<&str>) -> Markup {
     let groups = groups(outputs);
     let grouped_any = groups.iter().any(|(_, _, indices)| !indices.is_empty());
     html! {
         (verdict(outputs))
+        @if let Some(cut) = cut { p class="cut" { (Untrusted(cut)) "." } }
         p class="note" {
             "Words that an answer shares with the reference, in the same order, are "
             mark { "marked" } "."
@@ -36,14 +39,17 @@ pub(super) fn examples(outputs: &[Output], metric: &str, file: Option<&str>) -> 
             }
         }
         @let list = list(outputs, metric);
-        @let listed = list.len();
-        details class="all" open[!grouped_any] {
-            summary {
-                h3 {
-                    @if listed == outputs.len() { "All " (plural(listed as u64, "output")) }
-                    @else { "The first " (listed) " of " (grouped(outputs.len() as u64)) " outputs" }
-                }
+        @let title = match list.len() {
+            all if all == outputs.len() => format!("All {}", plural(all as u64, "output")),
+            first => format!("The first {first} of {} outputs", grouped(outputs.len() as u64)),
+        };
+        @if grouped_any {
+            details class="all" {
+                summary { h3 { (title) } }
+                @for card in &list { (card) }
             }
+        } @else {
+            h3 { (title) }
             @for card in &list { (card) }
         }
         @if let Some(file) = file {
@@ -97,10 +103,10 @@ fn change(output: &Output) -> Option<f64> {
     Some(output.after_score? - output.before_score?).filter(|change| change.is_finite())
 }
 
-/// Titles, notes and indices of the groups. No output is shown in two of them; few outputs make small groups.
+/// Titles, notes and indices of the groups. No output is shown in two of them; few outputs make small groups, and very few none.
 fn groups(outputs: &[Output]) -> Vec<(&'static str, &'static str, Vec<usize>)> {
     let mut shown: Vec<usize> = vec![];
-    let size = GROUP.min(outputs.len() / 3);
+    let size = if outputs.len() > FEW { GROUP.min(outputs.len() / 3) } else { 0 };
     // The best first; equal ones in the order of the file.
     let mut top = |score: &dyn Fn(&Output) -> Option<f64>| {
         let mut ranked: Vec<(usize, f64)> = outputs
@@ -296,26 +302,37 @@ mod tests {
 
     #[test]
     fn groups_are_disjoint_and_in_order() {
-        let outputs =
-            scored(&[(0.0, 50.0), (90.0, 100.0), (50.0, 0.0), (80.0, 40.0), (10.0, 10.0), (20.0, 30.0)]);
+        let few = [(0.0, 50.0), (90.0, 100.0), (50.0, 0.0), (80.0, 40.0), (10.0, 10.0), (20.0, 30.0)];
+        let outputs = scored(&[&few[..], &[(41.0, 42.0); 6]].concat());
         let groups: Vec<Vec<usize>> = groups(&outputs).into_iter().map(|(_, _, indices)| indices).collect();
-        assert_eq!(groups, [vec![1, 0], vec![2, 4], vec![3, 5]]);
+        assert_eq!(groups, [vec![1, 0, 6, 7], vec![2, 4, 5, 3], vec![8, 9, 10, 11]]);
+    }
+
+    #[test]
+    fn few_outputs_are_shown_once() {
+        for (outputs, grouped) in [(scored(&[(1.0, 2.0); 10]), false), (scored(&[(1.0, 2.0); 11]), true)] {
+            let html = examples(&outputs, "ROUGE-L", None, None).into_string();
+            assert_eq!(html.contains("<h3>Best</h3>"), grouped);
+            assert_eq!(html.contains("<details"), grouped);
+            let cards = outputs.len() + if grouped { 9 } else { 0 };
+            assert_eq!(html.matches("<article").count(), cards);
+        }
     }
 
     #[test]
     fn unscored_outputs_form_no_group() {
         let outputs = vec![Output::default(); 20];
         assert!(groups(&outputs).iter().all(|(_, _, indices)| indices.is_empty()));
-        let html = examples(&outputs, "ROUGE-L", None).into_string();
-        assert!(html.contains("<details class=\"all\" open>"), "{html}");
+        let html = examples(&outputs, "ROUGE-L", None, None).into_string();
+        assert!(html.contains("<h3>All 20 outputs</h3>") && !html.contains("<details"), "{html}");
         assert!(!html.contains("got better"));
     }
 
     #[test]
     fn better_and_worse_are_counted() {
         let outputs = scored(&[(0.0, 50.0), (90.0, 80.0), (5.0, 5.0), (1.0, 2.0)]);
-        let html = examples(&outputs, "ROUGE-L", None).into_string();
-        for expected in ["2 got better", "1 stayed level", "1 got worse"] {
+        let html = examples(&outputs, "ROUGE-L", Some("2 were cut"), None).into_string();
+        for expected in ["2 got better", "1 stayed level", "1 got worse", ">2 were cut.</p>"] {
             assert!(html.contains(expected), "{expected}");
         }
     }
@@ -325,7 +342,7 @@ mod tests {
         let mut outputs = vec![Output::default(); 300];
         outputs[0].prompt = "x".repeat(1_000_000);
         outputs[0].after = Some("word ".repeat(200_000));
-        let html = examples(&outputs, "", Some("predictions.jsonl")).into_string();
+        let html = examples(&outputs, "", None, Some("predictions.jsonl")).into_string();
         assert!(html.contains("The first 50 of 300 outputs"));
         assert!(html.contains("998,000 more characters"));
         assert!(html.len() < 100_000, "{}", html.len());

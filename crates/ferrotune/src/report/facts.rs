@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::metrics::{FileMetrics, Metrics};
 use super::stages::stages;
-use super::text::{Untrusted, clip, duration, grouped, mebibytes, plural};
+use super::text::{Untrusted, clip, duration, grouped, plural};
 use super::{Fact, PreflightFacts, Report, Split};
 
 /// Characters of the example and of the recipe that are shown at most.
@@ -157,9 +157,6 @@ pub(super) fn time(metrics: &Metrics) -> Option<Markup> {
     if let Some(seconds) = metrics.time_to_first_step_s {
         facts.push(Fact::new("To the end of the first step, without the answers before", duration(seconds)));
     }
-    if let Some(train) = &metrics.train {
-        facts.push(Fact::new("Training steps alone", duration(train.seconds)));
-    }
     if let Some(generation) = metrics.generation.as_ref().filter(|generation| generation.seconds > 0.0) {
         let tokens = plural(generation.new_tokens, "new token");
         facts.push(Fact::new("Answers, last pass", format!("{}, {tokens}", duration(generation.seconds))));
@@ -176,9 +173,6 @@ pub(super) fn time(metrics: &Metrics) -> Option<Markup> {
 pub(super) fn environment(report: &Report) -> Option<Markup> {
     let mut facts = report.environment.clone();
     let metrics = &report.metrics;
-    if let Some(mib) = metrics.peak_rss_mib {
-        facts.push(Fact::new("Peak memory", mebibytes(mib)));
-    }
     if let Some(features) = metrics.cpu_features.as_ref().filter(|features| !features.is_empty()) {
         facts.push(Fact::new("CPU features", features.join(", ")));
     }

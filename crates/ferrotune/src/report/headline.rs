@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::Report;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, TrainMetrics};
 use super::text::{Untrusted, count, duration, grouped, mebibytes, plural, rate};
 use super::words::{Words, words};
 
@@ -35,7 +35,7 @@ fn done(report: &Report) -> Markup {
             @if !report.model.is_empty() { b { (Untrusted(&report.model)) } " was fine-tuned" } @else { "Fine-tuned" }
             @if !report.data.is_empty() { " on " b { (Untrusted(&report.data)) } }
             @if let Some(train) = train.filter(|train| train.examples > 0) {
-                ": " (plural(train.examples, "example")) " in " (duration(train.seconds))
+                ": " (plural(examples(&report.metrics, train), "example")) ", " (epochs(train.epochs))
             }
             "."
             @if let Some(method) = &report.method { " " (Untrusted(method)) "." }
@@ -43,11 +43,32 @@ fn done(report: &Report) -> Markup {
     }
 }
 
+/// The examples of the training file, however often each was seen.
+fn examples(metrics: &Metrics, train: &TrainMetrics) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count"
+    )]
+    let per_epoch = (train.examples as f64 / train.epochs.max(1.0)).round() as u64;
+    metrics.data.as_ref().map_or(per_epoch, |data| data.train.examples)
+}
+
+/// `1 epoch`, `1.5 epochs`.
+fn epochs(epochs: f64) -> String {
+    let text = format!("{epochs:.2}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{text} epoch{}", if text == "1" { "" } else { "s" })
+}
+
 /// Figures of the run, a tile each.
 pub(super) fn tiles(metrics: &Metrics) -> Markup {
     let mut tiles: Vec<(&str, String, Option<String>)> = vec![];
     if let Some(train) = &metrics.train {
-        tiles.push(("Training", duration(train.seconds), Some(plural(train.steps, "step"))));
+        let apart = if metrics.validation.is_some() { ", without validation" } else { "" };
+        let steps = plural(train.steps, "step") + apart;
+        tiles.push(("Training", duration(train.seconds), Some(steps)));
         let tokens = Some(format!("{} tokens in all", count(train.real_tokens)));
         tiles.push(("Tokens per s", rate(train.real_tokens_per_s), tokens));
     }
@@ -82,6 +103,29 @@ pub(super) fn tiles(metrics: &Metrics) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DataMetrics, FileMetrics};
+    use super::*;
+
+    #[test]
+    fn examples_are_counted_once_and_epochs_are_told() {
+        let train = TrainMetrics { examples: 24, epochs: 1.5, ..TrainMetrics::default() };
+        let mut metrics = Metrics { train: Some(train), ..Metrics::default() };
+        let shown =
+            |metrics: &Metrics| done(&Report { metrics: metrics.clone(), ..Report::default() }).into_string();
+        assert!(shown(&metrics).contains(": 16 examples, 1.5 epochs."), "{}", shown(&metrics));
+        let file = FileMetrics { examples: 1, ..FileMetrics::default() };
+        metrics.data = Some(DataMetrics { train: file, ..DataMetrics::default() });
+        assert!(shown(&metrics).contains(": 1 example, 1.5 epochs."), "{}", shown(&metrics));
+        for (number, text) in
+            [(1.0, "1 epoch"), (10.0, "10 epochs"), (0.254, "0.25 epochs"), (3.0, "3 epochs")]
+        {
+            assert_eq!(epochs(number), text);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+use super::summary::cut_answers;
 use super::table::{metric_name, rows};
 use super::text::Untrusted;
 use super::{Report, comparison, curve, examples, facts, headline};
@@ -11,7 +12,7 @@ pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The page may apply this one style sheet and nothing else: no script, image, font, frame, form or request,
 /// whatever a model wrote. A test holds the hash to the sheet.
-pub(super) const STYLE_SHA256: &str = "6ut9a9t+x3gx3bJIlMrw0nSQoooIYN0FFZcnpal0+V4=";
+pub(super) const STYLE_SHA256: &str = "57eORjoIduE+wN3kmMm/dz2dYYHBXhJ6ZZkeFzlSSHQ=";
 
 /// The report as one HTML page that needs no other file: to open, to print, to send on.
 ///
@@ -70,7 +71,8 @@ pub fn render(report: &Report) -> String {
 fn loss(report: &Report) -> Option<Markup> {
     let train = report.metrics.train.as_ref()?;
     let validation = report.metrics.validation.as_ref().map_or(&[][..], |validation| &validation.history);
-    let curve = curve::curve(&train.loss, validation)?;
+    let steps = if report.steps.is_empty() { &train.loss } else { &report.steps };
+    let curve = curve::curve(steps, validation)?;
     Some(html! {
         p class="note" { "Loss: the mean negative log-likelihood of a target token, in nats." }
         (curve)
@@ -79,6 +81,7 @@ fn loss(report: &Report) -> Option<Markup> {
 
 fn outputs(report: &Report) -> Option<Markup> {
     let file = report.outputs_file.as_deref();
+    let cut = report.metrics.generation.as_ref().and_then(cut_answers);
     let metric = rows(&report.metrics).first().map(|row| metric_name(row.metric)).unwrap_or_default();
-    (!report.outputs.is_empty()).then(|| examples::examples(&report.outputs, &metric, file))
+    (!report.outputs.is_empty()).then(|| examples::examples(&report.outputs, &metric, cut.as_deref(), file))
 }

@@ -175,6 +175,10 @@ pub struct ValidationStep {
 pub struct GenerationMetrics {
     /// Prompts that were answered.
     pub prompts: u64,
+    /// Most tokens that an answer may have.
+    pub max_new_tokens: u64,
+    /// Answers that were cut off there.
+    pub answers_cut: u64,
     /// Tokens of the answers, end tokens not counted.
     pub new_tokens: u64,
     /// Seconds, with the reading of the prompts.
@@ -239,6 +243,8 @@ mod tests {
             }),
             generation: Some(GenerationMetrics {
                 prompts: 300,
+                max_new_tokens: 32,
+                answers_cut: 12,
                 new_tokens: 6_000,
                 seconds: 100.0,
                 new_tokens_per_s: 60.0,
@@ -274,6 +280,8 @@ mod tests {
             ("/data/train/target_tokens_lost", json!(0)),
             ("/validation/loss_before", json!(3.5)),
             ("/validation/history", json!([{"step": 0, "loss": 3.5}, {"step": 80, "loss": 2.25}])),
+            ("/generation/max_new_tokens", json!(32)),
+            ("/generation/answers_cut", json!(12)),
             ("/generation/new_tokens_per_s", json!(60.0)),
             ("/peak_rss_mib", json!(2900.5)),
             ("/trainable_parameters", json!(4_884_480)),

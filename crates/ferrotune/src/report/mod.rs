@@ -32,6 +32,7 @@ mod scale;
 mod scores;
 mod series;
 mod stages;
+mod summary;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use metrics::{
     ValidationMetrics, ValidationStep,
 };
 pub use scores::{Interval, Scores};
+pub use summary::summary;
 pub use table::table;
 pub(crate) use text::{duration, visible};
 
@@ -63,6 +65,8 @@ pub struct Report {
     pub method: Option<String>,
     /// The numbers.
     pub metrics: Metrics,
+    /// Every training step, for the curve; where there are none, those of `metrics.train` are drawn, which may be few.
+    pub steps: Vec<LoggedStep>,
     /// Prompts with the answers before and after, in the order of the test file.
     pub outputs: Vec<Output>,
     /// Where all of the outputs are found, as in `predictions.jsonl`.

@@ -36,6 +36,7 @@ fn filled_with(text: &str) -> Report {
             cpu_features: Some(vec![own()]),
             ..Metrics::default()
         },
+        steps: vec![],
         outputs: (0..20).map(|index| output(f64::from(index))).collect(),
         outputs_file: Some(own()),
         splits: vec![Split { name: own(), file: own(), ..Split::default() }],
@@ -149,7 +150,7 @@ fn a_part_without_data_has_no_section() {
     assert_eq!(with(|report| report.preflight = filled_with("x").preflight), "Data");
     assert_eq!(with(|report| report.recipe = Some("seed = 1".into())), "Recipe");
     assert_eq!(with(|report| report.metrics.time_to_first_step_s = Some(4.0)), "Time");
-    assert_eq!(with(|report| report.metrics.peak_rss_mib = Some(4.0)), "Environment");
+    assert_eq!(with(|report| report.environment = filled_with("x").environment), "Environment");
     assert_eq!(render(&filled_with("x")).matches("<h2>").count(), 7, "a whole report has every section");
 }
 

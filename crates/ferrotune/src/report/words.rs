@@ -5,6 +5,9 @@ use super::scores::Interval;
 use super::table::{metric_name, rows};
 use super::text::{plural, signed};
 
+/// From so many prompts on an interval from resampled prompts is to be relied on.
+const ENOUGH_PROMPTS: u64 = 30;
+
 /// The result as a sentence without its full stop, and what there is to say about it.
 pub(super) struct Words {
     pub(super) sentence: String,
@@ -39,22 +42,30 @@ fn scores(metrics: &Metrics) -> Option<(String, String)> {
     let (from, to) = different(before, after, 1);
     let change = signed(row.change?);
     let ends = |interval: Interval| format!("{} to {}", signed(interval.low), signed(interval.high));
+    let few = (1..ENOUGH_PROMPTS).contains(&prompts);
     Some(match row.change_interval.filter(is_finite) {
         Some(interval) if interval.low > 0.0 || interval.high < 0.0 => {
             let worse =
                 if interval.high < 0.0 { " By this measure training made the answers worse." } else { "" };
+            let caution = if few { " On so few prompts the interval itself is uncertain." } else { "" };
             let detail = format!(
-                "The change is {change} points, with a 95 % interval of {}, paired prompt by prompt.{worse}",
+                "The change is {change} points, with a 95 % interval of {}, paired prompt by prompt.{worse}{caution}",
                 ends(interval)
             );
             (format!("{name} {} from {from} to {to}{on}", verb(before, after)), detail)
         }
+        Some(Interval { low: 0.0, high: 0.0, .. }) => {
+            let detail = format!("It is {from} before and after training: no answer changed its score.");
+            (format!("No change in {name}{on}"), detail)
+        }
         Some(interval) => {
+            let few = if few { " So few prompts cannot tell: test on more." } else { "" };
             let detail = format!(
-                "The change of {change} points may be chance: its 95 % interval, {}, includes zero.",
+                "It was {from} before training and is {to} after. The change of {change} points may be chance: its 95 % interval, {}, \
+                 includes zero.{few}",
                 ends(interval)
             );
-            (format!("{name} is about the same{on}: {from} before training, {to} after"), detail)
+            (format!("No clear change in {name}{on}"), detail)
         }
         None => {
             let detail = "The change has no interval, so it may be chance.".to_owned();
@@ -164,20 +175,38 @@ mod tests {
 
     #[test]
     fn a_change_that_may_be_chance_is_no_success() {
-        let text = of(&compared(31.3, 31.9, -0.4, 1.6));
-        assert!(
-            text.starts_with(
-                "ROUGE-L is about the same on 300 test prompts: 31.3 before training, 31.9 after."
-            )
+        let chance = compared(31.3, 31.9, -0.4, 1.6);
+        assert_eq!(
+            of(&chance),
+            "No clear change in ROUGE-L on 300 test prompts. It was 31.3 before training and is 31.9 after. The change of +0.6 points \
+             may be chance: its 95 % interval, −0.4 to +1.6, includes zero."
         );
-        assert!(text.contains("may be chance: its 95 % interval, −0.4 to +1.6, includes zero"), "{text}");
         let touching = of(&compared(31.3, 31.9, 0.0, 1.6));
-        assert!(touching.contains("about the same"), "{touching}");
+        assert!(touching.starts_with("No clear change"), "{touching}");
+        let on = |prompts| {
+            let generation = Some(GenerationMetrics { prompts, ..Default::default() });
+            of(&Metrics { generation, ..chance.clone() })
+        };
+        assert!(on(29).ends_with(" includes zero. So few prompts cannot tell: test on more."), "{}", on(29));
+        assert!(on(30).ends_with(" includes zero.") && on(0).ends_with(" includes zero."), "{}", on(30));
+        let generation = Some(GenerationMetrics { prompts: 4, ..Default::default() });
+        let clear = of(&Metrics { generation, ..compared(13.4, 31.3, 16.1, 19.7) });
+        assert!(clear.ends_with("On so few prompts the interval itself is uncertain."), "{clear}");
         let unmeasured = Metrics { change: None, ..compared(31.3, 31.9, 0.0, 0.0) };
         assert!(
             of(&unmeasured)
                 .contains("rose from 31.3 to 31.9 on 300 test prompts. The change has no interval")
         );
+    }
+
+    #[test]
+    fn answers_of_the_same_scores_are_no_change() {
+        assert_eq!(
+            of(&compared(31.3, 31.3, 0.0, 0.0)),
+            "No change in ROUGE-L on 300 test prompts. It is 31.3 before and after training: no answer changed its score."
+        );
+        // Here some rose and others fell.
+        assert!(of(&compared(31.3, 31.3, -0.5, 0.5)).starts_with("No clear change"));
     }
 
     #[test]

@@ -169,12 +169,10 @@ fn a_second_interrupt_ends_a_program_at_once() {
     let job = Job::new();
     // A warning of 1 MB: more than a pipe holds, so that the program stands in the middle of writing it and looks at nothing.
     let refusal = "no ".repeat(350_000);
-    let template = format!(
-        "{{% if messages[0]['content'] == 'refused' %}}{{{{ raise_exception('{refusal}') }}}}{{% endif %}}{}",
-        common::CHAT_TEMPLATE
-    );
+    let refuse = "{% if messages[0]['content'] | length > 1000 %}{{ raise_exception(messages[0]['content']) }}{% endif %}";
+    let template = [refuse, common::CHAT_TEMPLATE].concat();
     std::fs::write(job.own_model().join("chat_template.jinja"), template).unwrap();
-    job.write_examples("train.jsonl", &[("refused", "the dog"), ("the cat", "the dog")]);
+    job.write_examples("train.jsonl", &[(&refusal, "the dog"), ("the cat", "the dog")]);
     let arguments = job.finetune_arguments(&["data.on_error=skip"]);
     let mut child = start(&job, "finetune", &[&["--json"], &arguments[..]].concat());
     let mut out = child.stdout.take().unwrap();

@@ -6,6 +6,7 @@ use ferrotune_data::Tokenized;
 use ferrotune_models::ModelConfig;
 use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes_beside};
 use ferrotune_trainer::Dataset;
+use std::fmt;
 
 /// Bytes of a number: everything is computed in f32.
 const F32: u64 = size_of::<f32>() as u64;
@@ -142,6 +143,12 @@ impl MemoryNeed {
                 available.bound
             )
         }))
+    }
+}
+
+impl fmt::Display for MemoryNeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.parts(self.bytes()))
     }
 }
 

@@ -155,27 +155,23 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Reads predictions. Where the lines are those of a run's `predictions.jsonl`, a field that is not there is told with those that are.
 fn read(file: &Path, field: &str, option: &str) -> Result<Vec<Prediction>, Failure> {
-    read_predictions(file, field).map_err(|error| match fields_of_a_run(file, field, &error) {
-        Some(fields) => {
-            let choices: Vec<String> = fields.iter().map(|name| format!("`{option} {name}`")).collect();
-            let (file, choices) = (file.display(), choices.join(" or "));
-            Failure::OfARun(format!(
-                "{file}: there is no field {field:?}; for the predictions of a run, give {choices}"
-            ))
-        }
-        None => Failure::Input(error),
-    })
+    read_predictions(file, field)
+        .map_err(|error| of_a_run(file, field, option, &error).map_or(Failure::Input(error), Failure::OfARun))
 }
 
-/// The fields of predictions of a run in the first bad line, if that line lacks the one asked for and nothing else is wrong with it.
-fn fields_of_a_run(file: &Path, field: &str, error: &Error) -> Option<Vec<&'static str>> {
+/// What to give instead of `field`, if the first bad line has the fields of a run and nothing is wrong with it but that this one is absent.
+fn of_a_run(file: &Path, field: &str, option: &str, error: &Error) -> Option<String> {
     let Error::BadLines { lines, .. } = error else { return None };
-    let first = lines.first().filter(|bad| bad.field.as_deref() == Some(field))?;
-    let line = BufReader::new(File::open(file).ok()?).lines().nth(first.line - 1)?.ok()?;
+    let number = lines.first().filter(|bad| bad.field.as_deref() == Some(field))?.line;
+    let line = BufReader::new(File::open(file).ok()?).lines().nth(number - 1)?.ok()?;
     let line: serde_json::Value = serde_json::from_str(line.trim_start_matches('\u{feff}')).ok()?;
-    let has = |name: &str| line.get(name).is_some_and(serde_json::Value::is_string);
-    let fields: Vec<&str> = ["after", "before"].into_iter().filter(|name| has(name)).collect();
-    (line.get(field).is_none() && !fields.is_empty()).then_some(fields)
+    let has = |name: &&str| line.get(name).is_some_and(serde_json::Value::is_string);
+    let fields = ["after", "before"].into_iter().filter(has);
+    let choices: Vec<String> = fields.map(|name| format!("`{option} {name}`")).collect();
+    (line.get(field).is_none() && !choices.is_empty()).then(|| {
+        let (file, choices) = (file.display(), choices.join(" or "));
+        format!("{file}:{number}: there is no field {field:?}; for the predictions of a run, give {choices}")
+    })
 }
 
 /// A wrong `--output` is an error of the arguments, and told before any work.

@@ -116,6 +116,24 @@ fn the_choices_are_all_there() {
 }
 
 #[test]
+fn the_ranges_are_those_that_a_refusal_names() {
+    let Some(page) = page() else { return };
+    let mut checked = 0;
+    for (key, (_, values)) in documented(&page) {
+        if !["an integer", "a number", "a whole number", "a path"].iter().any(|kind| values.starts_with(kind))
+        {
+            continue;
+        }
+        // In no key's range, and no path.
+        let refusals = problems(with(&[&format!("{key}=-5")]));
+        let expected = format!("`{key}` is -5; expected {values}");
+        assert!(refusals.iter().any(|refusal| refusal.contains(&expected)), "{expected}: {refusals:?}");
+        checked += 1;
+    }
+    assert!(checked >= 20, "{checked}");
+}
+
+#[test]
 fn the_defaults_that_differ_from_python_are_all_there() {
     let Some(page) = page() else { return };
     let ours = Table::try_from(parse(MINIMAL).unwrap()).unwrap();

@@ -85,6 +85,7 @@ pub fn readable_bytes(bytes: u64) -> String {
 ///
 /// ```
 /// assert_eq!(ferrotune_precision::readable_bytes_beside(100 << 20, 3 << 30), "0.1 GiB");
+/// assert_eq!(ferrotune_precision::readable_bytes_beside(5 << 20, 3 << 30), "under 0.1 GiB");
 /// ```
 pub fn readable_bytes_beside(bytes: u64, largest: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -98,7 +99,10 @@ pub fn readable_bytes_beside(bytes: u64, largest: u64) -> String {
         (value, largest) = (value / 1024.0, largest / 1024.0);
         unit += 1;
     }
-    format!("{value:.1} {}", UNITS[unit])
+    match bytes {
+        1.. if value < 0.05 => format!("under 0.1 {}", UNITS[unit]),
+        _ => format!("{value:.1} {}", UNITS[unit]),
+    }
 }
 
 #[cfg(test)]
@@ -112,10 +116,8 @@ mod tests {
             assert_eq!(readable_bytes(bytes), text);
         }
         assert_eq!([999, 1008].map(|mib| readable_bytes(mib << 20)), ["999.0 MiB", "1.0 GiB"]);
-        assert_eq!(
-            [0, 7, 2000].map(|mib| readable_bytes_beside(mib << 20, 2000 << 20)),
-            ["0.0 GiB", "0.0 GiB", "2.0 GiB"]
-        );
+        let beside = |mib: u64| readable_bytes_beside(mib << 20, 2000 << 20);
+        assert_eq!([0, 7, 60, 2000].map(beside), ["0.0 GiB", "under 0.1 GiB", "0.1 GiB", "2.0 GiB"]);
         assert_eq!(readable_bytes(u64::MAX), "16384.0 PiB");
     }
 

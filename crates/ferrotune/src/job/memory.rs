@@ -290,10 +290,12 @@ mod tests {
     #[test]
     fn a_line_has_one_unit() {
         let need = MemoryNeed::of_loading(1008 << 20, 40 << 20);
-        let text = "memory    about 1.2 GiB at the peak of training: 0.2 GiB now, weights 1.0 GiB, reading them 0.0 GiB";
+        let text = "memory    about 1.2 GiB at the peak of training: 0.2 GiB now, weights 1.0 GiB, reading them under 0.1 GiB";
         assert_eq!(need.peak(200 << 20), text);
         let need = MemoryNeed::of_loading(8 << 20, 40 << 10);
-        assert!(need.peak(200 << 20).ends_with(" 200.0 MiB now, weights 8.0 MiB, reading them 0.0 MiB"));
+        assert!(
+            need.peak(200 << 20).ends_with(" 200.0 MiB now, weights 8.0 MiB, reading them under 0.1 MiB")
+        );
     }
 
     #[test]

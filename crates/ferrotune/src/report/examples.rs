@@ -25,7 +25,15 @@ pub(super) fn examples(outputs: &[Output], metric: &str, cut: Option<&str>, file
     let grouped_any = groups.iter().any(|(_, _, indices)| !indices.is_empty());
     html! {
         (verdict(outputs))
-        @if let Some(cut) = cut { p class="cut" { (Untrusted(cut)) "." } }
+        @if let Some(cut) = cut {
+            p class="cut" {
+                // Keys stand between backticks.
+                @for (index, piece) in cut.split('`').enumerate() {
+                    @if index % 2 == 1 { code { (Untrusted(piece)) } } @else { (Untrusted(piece)) }
+                }
+                "."
+            }
+        }
         p class="note" {
             "Words that an answer shares with the reference, in the same order, are "
             mark { "marked" } "."
@@ -331,8 +339,10 @@ mod tests {
     #[test]
     fn better_and_worse_are_counted() {
         let outputs = scored(&[(0.0, 50.0), (90.0, 80.0), (5.0, 5.0), (1.0, 2.0)]);
-        let html = examples(&outputs, "ROUGE-L", Some("2 were cut"), None).into_string();
-        for expected in ["2 got better", "1 stayed level", "1 got worse", ">2 were cut.</p>"] {
+        let html = examples(&outputs, "ROUGE-L", Some("2 were cut by `key`"), None).into_string();
+        for expected in
+            ["2 got better", "1 stayed level", "1 got worse", ">2 were cut by <code>key</code>.</p>"]
+        {
             assert!(html.contains(expected), "{expected}");
         }
     }

@@ -112,7 +112,7 @@ pub(crate) fn duration(seconds: f64) -> String {
 
 /// `870 MiB`, `2.8 GiB`.
 pub(super) fn mebibytes(mib: f64) -> String {
-    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+    if mib < 999.5 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
 
 /// A rate: `166`, `8.4`.
@@ -154,6 +154,7 @@ mod tests {
         assert_eq!(duration(12_000.0), "3 h 20 min");
         assert_eq!(duration(f64::NAN), "NaN s");
         assert_eq!(mebibytes(870.4), "870 MiB");
+        assert_eq!(mebibytes(1_011.0), "1.0 GiB");
         assert_eq!(mebibytes(2_900.0), "2.8 GiB");
         assert_eq!(signed(-1.25), "−1.2");
         assert_eq!(signed(16.7), "+16.7");

@@ -128,7 +128,7 @@ fn configurations_that_change_the_maths_are_refused_by_name() {
     (token["id"], token["content"]) = (300.into(), "<|one more|>".into());
     added.push(token);
     job.write("model/tokenizer.json", more.to_string());
-    refused(&job, &[], &["model", "301 tokens", "300 embeddings"]);
+    refused(&job, &[], &["model", "token ids up to 300", "300 embeddings"]);
     job.write("model/tokenizer.json", "{}");
     refused(&job, &[], &["model/tokenizer.json"]);
 }

@@ -122,6 +122,17 @@ pub enum Error {
         /// Where.
         place: Box<Place>,
     },
+    /// A parameter has a NaN or an infinite element after the last update, though the gradients were finite.
+    #[error(
+        "{} of the parameters are not finite after the update {place}: {}; lower the learning rate",
+        parameters.len(), Listed(parameters)
+    )]
+    NonFiniteParameter {
+        /// The parameters that are not finite.
+        parameters: Vec<String>,
+        /// Where.
+        place: Box<Place>,
+    },
     /// The loss is NaN or infinite.
     #[error("the loss is {loss} {place}; lower the learning rate or look at the examples")]
     NonFiniteLoss {

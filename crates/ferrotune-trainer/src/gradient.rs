@@ -204,6 +204,19 @@ pub(crate) fn check_parameters(parameters: &[(String, Tensor)], kind: Kind) -> R
     Ok(())
 }
 
+/// The names of the parameters that have a NaN or an infinite element.
+pub(crate) fn non_finite(parameters: &[(String, Tensor)]) -> Result<Vec<String>> {
+    let _guard = tch::no_grad_guard();
+    let mut names = Vec::new();
+    for (name, parameter) in parameters {
+        let finite = parameter.f_isfinite().and_then(|finite| finite.f_all()?.f_int64_value(&[]));
+        if finite.context("checking a parameter")? == 0 {
+            names.push(name.clone());
+        }
+    }
+    Ok(names)
+}
+
 impl Place {
     pub(crate) fn boxed(step: usize, examples: Vec<String>) -> Box<Self> {
         Box::new(Self { step: Some(step), examples })

@@ -9,7 +9,7 @@ use ferrotune_precision::DtypePolicy;
 use tch::Tensor;
 
 use crate::error::{BoxError, Context, Place};
-use crate::gradient::check_parameters;
+use crate::gradient::{check_parameters, non_finite};
 use crate::{
     AdamW, AdamWOptions, Callback, Dataset, Error, EvalStrategy, EvaluationRecord, GradientReducer,
     Gradients, LogRecord, NoReduction, Result, Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel,
@@ -266,6 +266,13 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         }
         let learning_rate = self.schedule.learning_rate(steps_done);
         self.optimizer.step(&accumulated.gradients, learning_rate)?;
+        // An update that went wrong shows in the next loss; the last has none.
+        if steps_done + 1 == self.plan.max_steps {
+            let parameters = non_finite(self.optimizer.parameters())?;
+            if !parameters.is_empty() {
+                return Err(Error::NonFiniteParameter { parameters, place: Box::new(place()) });
+            }
+        }
 
         progress.global_step += 1;
         progress.real_tokens += accumulated.real_tokens;

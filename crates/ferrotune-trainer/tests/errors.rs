@@ -1,6 +1,6 @@
 //! Errors that no other test names, reached.
 
-#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "the allowance for tests does not reach their helpers")]
 
 mod common;
 
@@ -82,6 +82,18 @@ fn errors_of_what_the_trainer_calls_come_with_their_place() {
     let failing = Fails(TokenModel::small());
     let error = Trainer::new(&failing, arguments(), &data).unwrap().train().unwrap_err();
     assert!(matches!(&error, Error::Model { place, .. } if place.step == Some(1)), "{error}");
+}
+
+#[test]
+fn parameters_that_the_last_update_spoils_are_named_with_the_step() {
+    let (model, data) = (TokenModel::small(), Examples::patterned(4));
+    // Every gradient is finite, and the step is larger than an f32 can be.
+    let arguments = TrainingArguments { learning_rate: 1e39, ..arguments() };
+    let error = Trainer::new(&model, arguments, &data).unwrap().train().unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("step 1") && text.contains("lower the learning rate"), "{text}");
+    let Error::NonFiniteParameter { parameters, place } = error else { panic!("{text}") };
+    assert!(parameters.iter().any(|name| name == "output.weight") && place.step == Some(1), "{text}");
 }
 
 #[test]

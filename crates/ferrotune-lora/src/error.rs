@@ -1,5 +1,6 @@
 //! The crate's error type.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong in this crate, with the place, what was expected, what was found and how to mend it.
@@ -17,6 +18,15 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// Something that is no file is in the place of one.
+    #[error("{} is {found}, expected a file", path.display())]
+    NotAFile {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+
     /// An error in the contents of a file.
     #[error("{path}: {source}", path = path.display())]
     InFile {
@@ -27,7 +37,7 @@ pub enum Error {
     },
 
     /// A text is not JSON, or not a JSON object.
-    #[error("line {line}, column {column}: expected a JSON object, found {reason}")]
+    #[error("line {line}, column {column}: expected a JSON object, found {reason}", reason = short(reason))]
     Json {
         /// Line of the fault, from 1.
         line: usize,
@@ -38,7 +48,7 @@ pub enum Error {
     },
 
     /// An option of the configuration has a value that it cannot have.
-    #[error("`{key}` is {found}, expected {expected}")]
+    #[error("`{key}` is {found}, expected {expected}", key = short(key), found = short(found))]
     InvalidValue {
         /// The option, under its name in `adapter_config.json`.
         key: String,
@@ -49,7 +59,7 @@ pub enum Error {
     },
 
     /// An option is on that changes what the adapter computes and that this crate does not implement.
-    #[error("`{key}` is {value}: {reason}; {remedy}")]
+    #[error("`{key}` is {value}: {reason}; {remedy}", value = short(value))]
     Unsupported {
         /// The option, under its name in `adapter_config.json`.
         key: String,
@@ -62,7 +72,10 @@ pub enum Error {
     },
 
     /// A regular expression is not valid, or uses what linear-time matching cannot express.
-    #[error("`{key}` holds the pattern {pattern:?}: {reason}")]
+    #[error(
+        "`{key}` holds the pattern {pattern:?}: {reason}",
+        pattern = short(pattern), reason = short(reason)
+    )]
     Pattern {
         /// The option that holds the pattern.
         key: String,
@@ -73,7 +86,7 @@ pub enum Error {
     },
 
     /// The target modules name no linear layer of the model.
-    #[error("{targets} matches no linear layer{note}; the model has {available}")]
+    #[error("{targets} matches no linear layer{note}; the model has {available}", targets = short(targets))]
     NoTarget {
         /// The option and its value.
         targets: String,
@@ -85,7 +98,8 @@ pub enum Error {
 
     /// The target modules name a module that holds layers and is none.
     #[error(
-        "{targets} matches `{path}`, which is not a linear layer but holds some; name the layers in it, for example `{example}`"
+        "{targets} matches `{path}`, which is not a linear layer but holds some; name the layers in it, for example `{example}`",
+        targets = short(targets)
     )]
     NotLinear {
         /// The option and its value.
@@ -97,7 +111,10 @@ pub enum Error {
     },
 
     /// A tensor's shape is not the expected one.
-    #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?}: {reason}")]
+    #[error(
+        "tensor `{tensor}` has shape {found}, expected {expected}: {reason}",
+        tensor = short(tensor), reason = short(reason), found = short_shape(found), expected = short_shape(expected)
+    )]
     ShapeMismatch {
         /// The tensor.
         tensor: String,
@@ -111,7 +128,8 @@ pub enum Error {
 
     /// One half of an adapter is there and the other is not.
     #[error(
-        "tensor `{present}` is there and its other half `{missing}` is not: the file is incomplete, save the adapter again"
+        "tensor `{present}` is there and its other half `{missing}` is not: the file is incomplete, save the adapter again",
+        present = short(present), missing = short(missing)
     )]
     MissingTensor {
         /// The half that is there.
@@ -121,7 +139,10 @@ pub enum Error {
     },
 
     /// A tensor that does not belong to a LoRA adapter of linear layers.
-    #[error("tensor `{tensor}` is not a LoRA weight of this adapter: {reason}")]
+    #[error(
+        "tensor `{tensor}` is not a LoRA weight of this adapter: {reason}",
+        tensor = short(tensor), reason = short(reason)
+    )]
     UnexpectedTensor {
         /// The tensor.
         tensor: String,
@@ -130,7 +151,7 @@ pub enum Error {
     },
 
     /// A tensor has a dtype that an adapter cannot have.
-    #[error("tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16")]
+    #[error("tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16", tensor = short(tensor))]
     Dtype {
         /// The tensor.
         tensor: String,
@@ -140,7 +161,8 @@ pub enum Error {
 
     /// A tensor holds NaN or an infinity.
     #[error(
-        "tensor `{tensor}` holds NaN or infinity: the training that wrote it diverged, use an earlier checkpoint"
+        "tensor `{tensor}` holds NaN or infinity: the training that wrote it diverged, use an earlier checkpoint",
+        tensor = short(tensor)
     )]
     NotFinite {
         /// The tensor.
@@ -148,7 +170,10 @@ pub enum Error {
     },
 
     /// A file is not a safetensors file, or a damaged one.
-    #[error("not a whole safetensors file ({reason}): copy or save the adapter again")]
+    #[error(
+        "not a whole safetensors file ({reason}): copy or save the adapter again",
+        reason = short(reason)
+    )]
     Safetensors {
         /// The reason.
         reason: String,
@@ -180,7 +205,7 @@ pub enum Error {
     #[error(
         "{path} is to be replaced by an adapter and holds {found} as well, which would be lost; \
          choose another directory or move it away",
-        path = path.display()
+        path = path.display(), found = short(found)
     )]
     ForeignFile {
         /// The directory.
@@ -208,7 +233,8 @@ pub enum Error {
     /// An adapter that is not the model's.
     #[error(
         "the adapter has weights for {count} module(s) that the model does not have, `{first}` first: \
-         it was trained on another model"
+         it was trained on another model",
+        first = short(first)
     )]
     OtherModel {
         /// Number of modules without a counterpart.
@@ -219,7 +245,8 @@ pub enum Error {
 
     /// A module that the adapter's configuration names has no weights in its file.
     #[error(
-        "the adapter has no weights for `{path}`, which its `target_modules` name: it was trained on another model"
+        "the adapter has no weights for `{path}`, which its `target_modules` name: it was trained on another model",
+        path = short(path)
     )]
     NoWeights {
         /// The module.
@@ -261,5 +288,45 @@ impl Error {
 
     pub(crate) fn value(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
         Self::InvalidValue { key: key.into(), found: found.to_string(), expected: expected.into() }
+    }
+}
+
+/// A text from a file, as it stands in a message: of a long one the beginning and the end.
+fn short(text: &str) -> Cow<'_, str> {
+    const BEGINNING: usize = 200;
+    const END: usize = 100;
+    let count = text.chars().count();
+    if count <= BEGINNING + END {
+        return text.into();
+    }
+    let (beginning, end) = (text.chars().take(BEGINNING), text.chars().skip(count - END));
+    beginning.chain(" … ".chars()).chain(end).collect()
+}
+
+/// A shape in a message: of one with more dimensions than tensors have, the first.
+fn short_shape(shape: &[i64]) -> String {
+    const SHOWN: usize = 8;
+    match shape.get(..SHOWN) {
+        Some(first) if shape.len() > SHOWN => {
+            let first: Vec<String> = first.iter().map(i64::to_string).collect();
+            format!("[{}, …] ({} dimensions)", first.join(", "), shape.len())
+        }
+        _ => format!("{shape:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hostile_file_says_is_cut() {
+        let tensor = format!("beginning{}end", "é".repeat(1_000_000));
+        let text = Error::NotFinite { tensor }.to_string();
+        assert!(text.contains("beginning") && text.contains("ééé … ééé") && text.contains("end"), "{text}");
+        assert!(text.chars().count() < 1000, "{text}");
+        assert_eq!(short("`lm_head.weight`"), "`lm_head.weight`");
+        assert_eq!(short_shape(&[300, -1]), "[300, -1]");
+        assert_eq!(short_shape(&[2; 100_000]), "[2, 2, 2, 2, 2, 2, 2, 2, …] (100000 dimensions)");
     }
 }

@@ -3,11 +3,11 @@
 use crate::{
     error::{Error, Result},
     identify::check_directory,
+    regular_file::{self, is_there},
 };
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
     io::{Read, Seek, SeekFrom},
     path::{Component, Path, PathBuf},
 };
@@ -46,9 +46,9 @@ impl Checkpoint {
         check_directory(directory)?;
         let (single, index) =
             (directory.join("model.safetensors"), directory.join("model.safetensors.index.json"));
-        let entries = if single.is_file() {
+        let entries = if is_there(&single) {
             read_header(&single)?
-        } else if index.is_file() {
+        } else if is_there(&index) {
             read_shards(directory, &index)?
         } else {
             return Err(Error::NoWeights { path: directory.to_owned() });
@@ -114,7 +114,7 @@ impl Checkpoint {
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
         let (entry, stored) = self.find(name, shape)?;
-        let mut file = File::open(&entry.file).map_err(Error::io("open", &entry.file))?;
+        let (mut file, _) = regular_file::open(&entry.file)?;
         let mut data = vec![0; entry.bytes];
         file.seek(SeekFrom::Start(entry.start)).map_err(Error::io("read", &entry.file))?;
         file.read_exact(&mut data).map_err(Error::io("read", &entry.file))?;
@@ -135,8 +135,7 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
 /// The entries of one safetensors file, every offset checked against the file's length.
 fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
     let damaged = |reason: String| Error::Weights { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let length = file.metadata().map_err(Error::io("read the size of", path))?.len();
+    let (mut file, length) = regular_file::open(path)?;
     let mut prefix = [0; 8];
     file.read_exact(&mut prefix).map_err(|_| damaged(format!("{length} bytes are no safetensors file")))?;
     let header_bytes = u64::from_le_bytes(prefix);
@@ -175,7 +174,7 @@ fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
 
 fn read_shards(directory: &Path, index: &Path) -> Result<BTreeMap<String, Entry>> {
     let damaged = |reason: String| Error::Weights { path: index.to_owned(), reason };
-    let text = fs::read_to_string(index).map_err(Error::io("read", index))?;
+    let text = regular_file::read_json(index)?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     let map = json.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| damaged("expected an object `weight_map` from tensor to file".to_owned()))?;
@@ -192,7 +191,7 @@ fn read_shards(directory: &Path, index: &Path) -> Result<BTreeMap<String, Entry>
         }
         if !shards.contains_key(file) {
             let path = directory.join(file);
-            if !path.is_file() {
+            if !path.exists() {
                 return Err(damaged(format!("it names the shard {file}, which is missing; fetch it again")));
             }
             shards.insert(file, read_header(&path)?);
@@ -209,6 +208,7 @@ fn read_shards(directory: &Path, index: &Path) -> Result<BTreeMap<String, Entry>
 mod tests {
     use super::*;
     use safetensors::tensor::TensorView;
+    use std::fs;
 
     fn write(path: &Path, name: &str, dtype: Dtype, data: &[u8]) {
         let view = TensorView::new(dtype, vec![2, 3], data).unwrap();

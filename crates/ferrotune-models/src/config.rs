@@ -1,8 +1,11 @@
 //! A Hugging Face `config.json` of a Llama or Mistral model.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    regular_file,
+};
 use serde_json::{Map, Value};
-use std::{fs, path::Path};
+use std::path::Path;
 
 /// The families that this crate computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,11 +111,11 @@ impl ModelConfig {
     /// maths and is not supported; [`Error::ConfigInvalid`] a value that cannot be.
     pub fn from_dir(directory: &Path) -> Result<Self> {
         let path = directory.join("config.json");
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = regular_file::read_json(&path)?;
         let mut config = Self::from_json(&text).map_err(|error| error.in_file(&path))?;
         let path = directory.join("generation_config.json");
-        if path.is_file() {
-            let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        if regular_file::is_there(&path) {
+            let text = regular_file::read_json(&path)?;
             let fields = Fields::parse(&text).map_err(|error| error.in_file(&path))?;
             if let Some(ids) = fields.ids("eos_token_id").map_err(|error| error.in_file(&path))? {
                 config.eos_token_ids = ids;

@@ -1,5 +1,6 @@
 //! The error type of this crate.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// What went wrong, where, and how to mend it.
@@ -16,8 +17,27 @@ pub enum Error {
         /// The reason given by the operating system.
         source: std::io::Error,
     },
+    /// Something that is no file is in the place of one.
+    #[error("{} is {found}, expected a file", path.display())]
+    NotAFile {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A JSON file is far larger than any of a model.
+    #[error("{} is larger than {}: is this the right file?", path.display(), ferrotune_precision::readable_bytes(*limit))]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The largest size that is read.
+        limit: u64,
+    },
     /// A GGUF file breaks the rules of its own format: truncated, damaged, or not a GGUF file at all.
-    #[error("{}: byte {offset}: {what}: expected {expected}, found {found}; fetch the file again", path.display())]
+    #[error(
+        "{}: byte {offset}: {what}: expected {expected}, found {found}; fetch the file again",
+        path.display(), what = short(what), expected = short(expected), found = short(found)
+    )]
     GgufMalformed {
         /// The GGUF file.
         path: PathBuf,
@@ -31,7 +51,10 @@ pub enum Error {
         found: String,
     },
     /// A GGUF file is sound but holds something that this crate does not do.
-    #[error("{}: {what} `{found}` is not supported (supported: {supported}); {remedy}", path.display())]
+    #[error(
+        "{}: {what} `{found}` is not supported (supported: {supported}); {remedy}",
+        path.display(), what = short(what), found = short(found)
+    )]
     GgufUnsupported {
         /// The GGUF file.
         path: PathBuf,
@@ -55,7 +78,10 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A metadata key of a GGUF file has a value of the wrong type or out of its range.
-    #[error("{}: metadata key `{key}`: expected {expected}, found {found}", path.display())]
+    #[error(
+        "{}: metadata key `{key}`: expected {expected}, found {found}",
+        path.display(), found = short(found)
+    )]
     GgufKeyInvalid {
         /// The GGUF file.
         path: PathBuf,
@@ -87,7 +113,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// The vocabulary or the merges of a GGUF file contradict each other.
-    #[error("{}: `{key}`[{index}]: {problem}: `{found}`", path.display())]
+    #[error("{}: `{key}`[{index}]: {problem}: `{found}`", path.display(), found = short(found))]
     GgufVocabulary {
         /// The GGUF file.
         path: PathBuf,
@@ -117,7 +143,10 @@ pub enum Error {
         elements: usize,
     },
     /// The directory that an import should make exists and is something else.
-    #[error("{} exists and {reason}; choose another output directory, or remove this one if nothing in it is needed", path.display())]
+    #[error(
+        "{} exists and {reason}; choose another output directory, or remove this one if nothing in it is needed",
+        path.display(), reason = short(reason)
+    )]
     ImportTargetExists {
         /// The output directory.
         path: PathBuf,
@@ -131,7 +160,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// `config.json` is not JSON.
-    #[error("line {line}, column {column}: expected a JSON object: {reason}")]
+    #[error("line {line}, column {column}: expected a JSON object: {reason}", reason = short(reason))]
     ConfigMalformed {
         /// Line of the fault, from 1.
         line: usize,
@@ -141,7 +170,10 @@ pub enum Error {
         reason: String,
     },
     /// A field of a model's configuration asks for something that this crate does not compute.
-    #[error("`{key}` = {found} is not supported: {reason}; choose a Llama or Mistral model without it")]
+    #[error(
+        "`{key}` = {found} is not supported: {reason}; choose a Llama or Mistral model without it",
+        found = short(found)
+    )]
     ConfigUnsupported {
         /// The field.
         key: String,
@@ -151,7 +183,7 @@ pub enum Error {
         reason: String,
     },
     /// A field of a model's configuration has a value that it cannot have.
-    #[error("`{key}` is {found}, expected {expected}")]
+    #[error("`{key}` is {found}, expected {expected}", found = short(found))]
     ConfigInvalid {
         /// The field.
         key: String,
@@ -188,7 +220,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// A tensor of the model holds NaN or an infinity.
-    #[error("{}: tensor `{tensor}` holds NaN or infinity: the file is damaged, or the training that wrote it diverged; fetch it again", path.display())]
+    #[error(
+        "{}: tensor `{tensor}` holds NaN or infinity: the file is damaged, or the training that wrote it diverged; fetch it again",
+        path.display(), tensor = short(tensor)
+    )]
     TensorNotFinite {
         /// The file.
         path: PathBuf,
@@ -205,7 +240,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file of weights is damaged.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", path.display(), reason = short(reason))]
     Weights {
         /// The file.
         path: PathBuf,
@@ -213,7 +248,10 @@ pub enum Error {
         reason: String,
     },
     /// A tensor that the configuration asks for is not there.
-    #[error("{}: tensor `{tensor}` is missing: config.json and weights do not belong together, or the download is not whole", path.display())]
+    #[error(
+        "{}: tensor `{tensor}` is missing: config.json and weights do not belong together, or the download is not whole",
+        path.display(), tensor = short(tensor)
+    )]
     TensorMissing {
         /// The directory.
         path: PathBuf,
@@ -223,7 +261,7 @@ pub enum Error {
     /// Tensors that the configuration does not ask for.
     #[error(
         "{}: {count} tensor(s) have no place in the model that config.json describes, `{first}` first: config.json and weights do not belong together",
-        path.display()
+        path.display(), first = short(first)
     )]
     TensorsUnexpected {
         /// The directory.
@@ -234,7 +272,10 @@ pub enum Error {
         first: String,
     },
     /// A tensor has another shape than the configuration implies.
-    #[error("{}: tensor `{tensor}` has shape {found:?}, config.json asks for {expected:?}", path.display())]
+    #[error(
+        "{}: tensor `{tensor}` has shape {found}, config.json asks for {expected}",
+        path.display(), tensor = short(tensor), found = short_shape(found), expected = short_shape(expected)
+    )]
     TensorShape {
         /// The file.
         path: PathBuf,
@@ -246,7 +287,10 @@ pub enum Error {
         found: Vec<i64>,
     },
     /// A tensor has a dtype that weights cannot have here.
-    #[error("{}: tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16", path.display())]
+    #[error(
+        "{}: tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16",
+        path.display(), tensor = short(tensor)
+    )]
     TensorDtype {
         /// The file.
         path: PathBuf,
@@ -307,5 +351,45 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A text from a file, as it stands in a message: of a long one the beginning and the end.
+fn short(text: &str) -> Cow<'_, str> {
+    const BEGINNING: usize = 200;
+    const END: usize = 100;
+    let count = text.chars().count();
+    if count <= BEGINNING + END {
+        return text.into();
+    }
+    let (beginning, end) = (text.chars().take(BEGINNING), text.chars().skip(count - END));
+    beginning.chain(" … ".chars()).chain(end).collect()
+}
+
+/// A shape in a message: of one with more dimensions than tensors have, the first.
+fn short_shape(shape: &[i64]) -> String {
+    const SHOWN: usize = 8;
+    match shape.get(..SHOWN) {
+        Some(first) if shape.len() > SHOWN => {
+            let first: Vec<String> = first.iter().map(i64::to_string).collect();
+            format!("[{}, …] ({} dimensions)", first.join(", "), shape.len())
+        }
+        _ => format!("{shape:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hostile_file_says_is_cut() {
+        let tensor = format!("beginning{}end", "é".repeat(1_000_000));
+        let text = Error::TensorMissing { path: "model".into(), tensor }.to_string();
+        assert!(text.contains("beginning") && text.contains("ééé … ééé") && text.contains("end"), "{text}");
+        assert!(text.chars().count() < 1000, "{text}");
+        assert_eq!(short("`lm_head.weight`"), "`lm_head.weight`");
+        assert_eq!(short_shape(&[300, -1]), "[300, -1]");
+        assert_eq!(short_shape(&[2; 100_000]), "[2, 2, 2, 2, 2, 2, 2, 2, …] (100000 dimensions)");
     }
 }

@@ -1,6 +1,9 @@
 //! What a path is that should lead to a model, before anything in it is read.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    regular_file::is_there,
+};
 use std::{
     fs::{self, File},
     io::Read,
@@ -22,7 +25,7 @@ pub(crate) fn check_directory(directory: &Path) -> Result<()> {
     if let Some(path) = files.iter().find(|path| is_lfs_pointer(path)) {
         return Err(Error::GitLfsPointer { path: path.clone() });
     }
-    let has = |name: &str| directory.join(name).is_file();
+    let has = |name: &str| is_there(&directory.join(name));
     let of_kind = |wanted: &[&str]| {
         files.iter().find(|path| {
             let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();

@@ -9,6 +9,7 @@ pub mod gguf;
 mod identify;
 pub mod import;
 mod mapped_file;
+mod regular_file;
 mod rope;
 mod size;
 

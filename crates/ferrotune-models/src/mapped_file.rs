@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// A whole file mapped into memory for reading; an empty file is an empty slice.
 ///
@@ -23,16 +24,11 @@ impl MappedFile {
     /// Maps the file at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be opened or mapped (a directory, for instance).
+    /// [`Error::NotAFile`], and [`Error::Io`] if it cannot be opened or mapped.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let metadata = file.metadata().map_err(Error::io("read the size of", path))?;
-        if !metadata.is_file() {
-            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(Error::Io { action: "open", path: path.to_owned(), source });
-        }
+        let (file, length) = regular_file::open(path)?;
         // Mapping zero bytes is an error on some systems.
-        let map = if metadata.len() == 0 { None } else { Some(map_read_only(&file, path)?) };
+        let map = if length == 0 { None } else { Some(map_read_only(&file, path)?) };
         Ok(Self { path: path.to_owned(), map })
     }
 

@@ -108,6 +108,46 @@ fn each_mistake_with_a_directory_is_an_error_of_its_own() {
     assert!(matches!(ModelConfig::from_dir(&directory), Err(Error::Io { .. })));
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_named_and_never_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = model(folder.path());
+    let gguf = directory.join("model.gguf");
+    for name in ["config.json", "generation_config.json", "model.safetensors", "model.gguf"] {
+        let path = directory.join(name);
+        let aside = folder.path().join("aside");
+        let was_there = fs::rename(&path, &aside).is_ok();
+        let read = || match name {
+            "model.gguf" => GgufFile::open(&gguf).map(|_| ()),
+            _ => load(&directory).map(|_| ()),
+        };
+        let not_a_file = |found: &str| match read() {
+            Err(Error::NotAFile { path: named, found: what }) => {
+                assert!(named == path && what.contains(found))
+            }
+            other => panic!("{name}: {other:?}"),
+        };
+        fs::create_dir(&path).unwrap();
+        not_a_file("a folder");
+        fs::remove_dir(&path).unwrap();
+        // Where a pipe would wait for ever, this cannot be opened.
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        not_a_file("a socket");
+        drop(socket);
+        fs::remove_file(&path).unwrap();
+        for target in [name, "nowhere"] {
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            assert!(matches!(read(), Err(Error::Io { path: named, .. }) if named == path), "{name}");
+            fs::remove_file(&path).unwrap();
+        }
+        if was_there {
+            fs::rename(aside, path).unwrap();
+        }
+    }
+    load(&directory).unwrap();
+}
+
 #[test]
 fn each_mistake_with_a_tensor_is_an_error_of_its_own() {
     let folder = tempfile::tempdir().unwrap();

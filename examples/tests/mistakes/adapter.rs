@@ -68,6 +68,14 @@ fn adapters_that_do_not_fit_are_refused() {
     job.write("adapter/adapter_config.json", &config[..config.len() / 2]);
     rejected(&["adapter/adapter_config.json", "line "]);
     job.write("adapter/adapter_config.json", config);
+    #[cfg(unix)]
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let (path, aside) = (job.path("adapter").join(name), job.path("aside"));
+        fs::rename(&path, &aside).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        rejected(&[&format!("adapter/{name}"), "a pipe, a socket or a device", "expected a file"]);
+        fs::rename(aside, path).unwrap();
+    }
     fs::rename(&weights, job.path("adapter/adapter_model.bin")).unwrap();
     rejected(&["adapter/adapter_model.bin", "pickle"]);
     fs::remove_file(job.path("adapter/adapter_model.bin")).unwrap();

@@ -23,6 +23,27 @@ fn a_model_directory_without_a_part_is_refused() {
     refused(&job, &["model.path=fake.gguf"], &["fake.gguf"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_not_read() {
+    let job = Job::new();
+    let model = job.own_model();
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        let (path, aside) = (model.join(name), job.path("aside"));
+        let was_there = fs::rename(&path, &aside).is_ok();
+        let expected = [&format!("model/{name}"), "a pipe, a socket or a device", "expected a file"];
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        job.finetune(&[]).refused(&expected);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        job.finetune(&[]).refused(&expected);
+        fs::remove_file(&path).unwrap();
+        if was_there {
+            fs::rename(aside, path).unwrap();
+        }
+    }
+}
+
 #[test]
 fn damaged_and_foreign_weights_are_refused() {
     let job = Job::new();

@@ -40,12 +40,12 @@ pub struct AdapterFile {
 pub fn load_adapter(dir: impl AsRef<Path>) -> Result<AdapterFile> {
     let dir = dir.as_ref();
     let path = dir.join(CONFIG_FILE);
-    if !path.is_file() {
+    if !is_there(&path) {
         return Err(Error::NoAdapter { path: dir.to_owned(), missing: CONFIG_FILE, hint: hint(dir) });
     }
     let config = read_config(&path)?;
     let path = dir.join(WEIGHTS_FILE);
-    if !path.is_file() {
+    if !is_there(&path) {
         let pickle = dir.join(PICKLE_FILE);
         return Err(if pickle.exists() {
             Error::PickleRefused { path: pickle }
@@ -54,16 +54,34 @@ pub fn load_adapter(dir: impl AsRef<Path>) -> Result<AdapterFile> {
         });
     }
     let tensors = read_tensors(&config, &path).map_err(|error| match error {
-        error @ (Error::Io { .. } | Error::Torch(_)) => error,
+        error @ (Error::Io { .. } | Error::NotAFile { .. } | Error::Torch(_)) => error,
         error => error.in_file(&path),
     })?;
     Ok(AdapterFile { config, tensors })
 }
 
+/// Whether there is anything of that name, be it a link that leads nowhere: what is there and cannot be read is a mistake.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// Opens a regular file, with its length: a pipe would wait for ever, and a device such as `/dev/zero` never ends.
+fn open(path: &Path) -> Result<(File, u64)> {
+    // Before it is opened: opening a pipe waits for its other end.
+    let kind = fs::metadata(path).map_err(Error::io("read", path))?.file_type();
+    if !kind.is_file() {
+        let found = if kind.is_dir() { "a folder" } else { "a pipe, a socket or a device" };
+        return Err(Error::NotAFile { path: path.to_owned(), found });
+    }
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let length = file.metadata().map_err(Error::io("read", path))?.len();
+    Ok((file, length))
+}
+
 fn read_config(path: &Path) -> Result<LoraConfig> {
     const LIMIT: u64 = 16 << 20;
     let mut text = String::new();
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let (file, _) = open(path)?;
     let length = file.take(LIMIT + 1).read_to_string(&mut text).map_err(Error::io("read", path))?;
     if length as u64 > LIMIT {
         return Err(Error::value("size", "more than 16 MiB", "a configuration").in_file(path));
@@ -115,8 +133,7 @@ fn read_header(file: &mut File, length: u64) -> Result<(Metadata, u64)> {
 }
 
 fn read_tensors(config: &LoraConfig, path: &Path) -> Result<BTreeMap<String, (Tensor, Tensor)>> {
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
-    let length = file.metadata().map_err(Error::io("read", path))?.len();
+    let (mut file, length) = open(path)?;
     let (metadata, begin) = read_header(&mut file, length)?;
     let infos: BTreeMap<String, &TensorInfo> = metadata.tensors().into_iter().collect();
     let mut modules: BTreeMap<&str, [Option<&TensorInfo>; 2]> = BTreeMap::new();

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::ImportSummary;
 use crate::error::{Error, Result};
+use crate::regular_file;
 use ferrotune_precision::sync_directory;
 
 /// Written last into the directory; says what it was made from.
@@ -65,8 +66,10 @@ pub(super) fn inspect(directory: &Path, source_sha256: &str) -> Result<Finished>
         }
     }
     let other = |reason: &str| Ok(Finished::Other(reason.to_owned()));
-    let Ok(text) = fs::read(directory.join(RECORD)) else { return other("was not made by an import") };
-    let Ok(record) = serde_json::from_slice::<Record>(&text) else {
+    let Ok(text) = regular_file::read_json(&directory.join(RECORD)) else {
+        return other("was not made by an import");
+    };
+    let Ok(record) = serde_json::from_str::<Record>(&text) else {
         return other("has an `import.json` that cannot be read");
     };
     if record.source_sha256 != source_sha256 {

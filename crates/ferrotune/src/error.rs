@@ -67,12 +67,19 @@ pub enum Error {
         found: String,
     },
 
+    /// Another run has the output directory.
+    #[error("another run is writing to {}; wait until it ends, or choose another `output_dir`", path.display())]
+    OutputBusy {
+        /// The directory.
+        path: PathBuf,
+    },
+
     /// Something in the output directory cannot be replaced by a result.
     #[error("{} is in the way: expected {expected}; move it away, or choose another `output_dir`", path.display())]
     OutputInTheWay {
         /// The entry.
         path: PathBuf,
-        /// What a run puts there: a file or a folder.
+        /// What can be there.
         expected: &'static str,
     },
 
@@ -211,6 +218,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Read { .. }
             | Self::OutputExists { .. }
+            | Self::OutputBusy { .. }
             | Self::OutputInTheWay { .. }
             | Self::Write { .. }
             | Self::NoRoom { .. }

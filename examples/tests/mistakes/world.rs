@@ -4,7 +4,12 @@ use crate::{
     common::{self, Job, Run, program, snapshot},
     refused,
 };
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 #[test]
 fn output_directories_that_cannot_be_are_told_first() {
@@ -23,6 +28,65 @@ fn output_directories_that_cannot_be_are_told_first() {
             assert!(!run.stderr.contains("prompt "), "before the work begins: {run}");
         }
     }
+}
+
+#[test]
+fn what_is_not_a_runs_is_never_replaced_with_it() {
+    let job = Job::new();
+    job.finetune(&["evaluation.before=false", "evaluation.after=false"]).succeeded();
+    for foreign in
+        ["adapter/precious.txt", "adapter/README.md", "adapter/model/config.json", "unfinished/notes"]
+    {
+        let path = job.path("out").join(foreign);
+        let folder = path.parent().unwrap().to_owned();
+        let made = !folder.exists();
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(&path, "mine").unwrap();
+        let named = format!("out/{}", foreign.trim_end_matches("/config.json"));
+        refused(&job, &["overwrite_output_dir=true"], &[&named, "is in the way", "move it away"]);
+        fs::remove_file(&path).unwrap();
+        if made {
+            fs::remove_dir(folder).unwrap();
+        }
+    }
+    // An input under a name that a run itself might have used.
+    fs::create_dir(job.path("out/unfinished")).unwrap();
+    fs::copy(job.path("train.jsonl"), job.path("out/unfinished/predictions.jsonl")).unwrap();
+    let settings = ["overwrite_output_dir=true", "data.train=out/unfinished/predictions.jsonl"];
+    refused(&job, &settings, &["out/unfinished/predictions.jsonl", "no input of the run"]);
+    job.finetune(&["overwrite_output_dir=true"]).succeeded();
+    assert!(!job.path("out/unfinished").exists());
+}
+
+#[test]
+fn a_second_run_in_the_same_directory_is_refused() {
+    let job = Job::new();
+    let long = ["--json", "recipe.toml", "--set", "training.max_steps=1000000"];
+    let mut command = common::command("finetune", job.folder(), &long);
+    let mut first = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut events = BufReader::new(first.stdout.take().unwrap());
+    events.read_line(&mut String::new()).unwrap();
+    for overwrite in ["overwrite_output_dir=true", "overwrite_output_dir=false"] {
+        job.finetune(&[overwrite]).refused(&["another run is writing to out", "`output_dir`"]);
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    // The lock of a dead process is none.
+    job.finetune(&["evaluation.before=false", "evaluation.after=false"]).succeeded();
+    assert!(job.path("out/adapter").is_dir() && !job.path("out/.ferrotune-lock").exists());
+}
+
+#[test]
+fn an_adapter_that_the_last_step_spoils_is_told_by_the_training() {
+    let job = Job::new();
+    let settings =
+        ["training.max_steps=1", "training.learning_rate=1e39", "training.lr_scheduler_type=constant"];
+    let run = job.finetune(&[&settings[..], &["evaluation.before=false"]].concat());
+    run.ended_with(1);
+    for words in ["step 1", "q_proj", "lower the learning rate"] {
+        assert!(run.stderr.contains(words), "{words} is not in: {run}");
+    }
+    assert!(!job.path("out").exists());
 }
 
 #[cfg(unix)]

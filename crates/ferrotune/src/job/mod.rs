@@ -11,8 +11,10 @@ mod evaluation;
 mod memory;
 mod observers;
 mod output;
+mod own_files;
 mod results;
 mod run;
+mod run_lock;
 mod task;
 
 pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};

@@ -1,10 +1,14 @@
 //! The output directory: checked before the run, filled at its end.
 
-use super::evaluation::{Pass, TestSet};
+use super::{
+    evaluation::{Pass, TestSet},
+    own_files,
+    run_lock::RunLock,
+};
 use crate::{
     Error, Result,
     atomic::write_atomically,
-    recipe::RESULTS,
+    recipe::{RESULTS, Recipe},
     report::{Output, Report, render},
 };
 use ferrotune_lora::Adapter;
@@ -16,49 +20,73 @@ use std::{
 };
 
 /// Where they lie until the run is at its end.
-const UNFINISHED: &str = "unfinished";
+pub(super) const UNFINISHED: &str = "unfinished";
+/// Where those of the run before are moved in there, when the new ones take their places.
+pub(super) const REPLACED: &str = "replaced";
 
 /// The directory of a run. Results gather in a folder inside it and take their places together at the end, so that an earlier run stays
-/// whole until this one is. What was made for it goes with it, as long as nothing was written there.
+/// whole until this one is. Until it is dropped no other run gets the same directory. What was made for it goes with it, as long as nothing
+/// was written there.
 #[derive(Debug)]
 pub(super) struct OutputDirectory {
     path: PathBuf,
     /// The folders that were made, the innermost first.
     made: Vec<PathBuf>,
+    /// Of the whole run; gone before the folders are.
+    lock: Option<RunLock>,
 }
 
 impl OutputDirectory {
-    /// Makes the directory and sees that it can be written to; one that holds a run is refused unless `overwrite`.
+    /// Makes the directory, locks it and sees that it can be written to. One that holds a run is refused unless `overwrite`, and so is one
+    /// where something else would be lost with the run that is replaced.
     pub fn prepare(path: &Path, overwrite: bool) -> Result<Self> {
+        if path.is_symlink() && !path.exists() {
+            let what =
+                "it is a link that leads nowhere; remove it, or make the folder that it should lead to";
+            let source = io::Error::new(io::ErrorKind::NotFound, what);
+            return Err(Error::Write { path: path.to_owned(), source });
+        }
+        let absent = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let made = path.ancestors().take_while(absent).map(Path::to_owned).collect();
+        let mut directory = Self { path: path.to_owned(), made, lock: None };
+        // First, so that no run can end between what is seen here and the lock.
+        directory.lock = Some(RunLock::take(path)?);
         let mut names = RESULTS.iter().chain([&UNFINISHED]);
         if let (false, Some(found)) = (overwrite, names.find(|name| path.join(name).exists())) {
             return Err(Error::OutputExists { path: path.to_owned(), found: (*found).to_owned() });
         }
+        directory.check_places()?;
+        Ok(directory)
+    }
+
+    /// Sees that nothing but an earlier run lies where the results go.
+    fn check_places(&self) -> Result<()> {
         for name in RESULTS.iter().chain([&UNFINISHED]) {
-            let path = path.join(name);
+            let path = self.path.join(name);
             let is_folder = [RESULTS[0], UNFINISHED].contains(name);
-            if path.exists() && path.is_dir() != is_folder {
+            if path.exists() && (path.is_dir() != is_folder || (is_folder && path.is_symlink())) {
                 let expected = if is_folder { "a folder" } else { "a file" };
                 return Err(Error::OutputInTheWay { path, expected });
             }
         }
-        let refused = |source| {
-            let source = explain_write_error(path, None, source);
-            Error::Write { path: path.to_owned(), source }
-        };
-        if path.is_symlink() && !path.exists() {
-            let what =
-                "it is a link that leads nowhere; remove it, or make the folder that it should lead to";
-            return Err(refused(io::Error::new(io::ErrorKind::NotFound, what)));
+        own_files::check(&self.path, RESULTS[0])?;
+        own_files::check(&self.path, UNFINISHED)
+    }
+
+    /// Sees that no input of the recipe lies in a folder that the run replaces.
+    pub fn check_inputs(&self, recipe: &Recipe) -> Result<()> {
+        let data = &recipe.data;
+        let inputs =
+            [Some(&recipe.model.path), Some(&data.train), data.validation.as_ref(), data.test.as_ref()];
+        for name in [RESULTS[0], UNFINISHED] {
+            let Ok(folder) = self.path.join(name).canonicalize() else { continue };
+            let is_inside = |path: &&PathBuf| path.canonicalize().is_ok_and(|path| path.starts_with(&folder));
+            if let Some(path) = inputs.into_iter().flatten().find(is_inside) {
+                let expected = "no input of the run in a folder of results, which it replaces";
+                return Err(Error::OutputInTheWay { path: path.clone(), expected });
+            }
         }
-        let absent = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
-        let made = path.ancestors().take_while(absent).map(Path::to_owned).collect();
-        let directory = Self { path: path.to_owned(), made };
-        fs::create_dir_all(path).map_err(refused)?;
-        // A directory on a read-only disk exists and is of no use: better known now than after the training.
-        let probe = path.join(".ferrotune-probe");
-        fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(refused)?;
-        Ok(directory)
+        Ok(())
     }
 
     /// Sees that there is room for results of that size, the largest file of which has `largest` bytes.
@@ -77,11 +105,11 @@ impl OutputDirectory {
     /// Saves what a training made. Where that fails, the system's temporary folder is tried before the training is given up.
     pub fn save_trained(&self, adapter: &Adapter, recipe: &str) -> Result<()> {
         let unfinished = self.path.join(UNFINISHED);
-        let saved = remove_folder(&unfinished)
+        let saved = own_files::remove(&self.path, UNFINISHED)
             .and_then(|()| Ok(adapter.save(unfinished.join(RESULTS[0]))?))
             .and_then(|()| self.write(RESULTS[1], recipe));
         saved.map_err(|error| {
-            let _ = fs::remove_dir_all(&unfinished);
+            let _ = own_files::remove(&self.path, UNFINISHED);
             let elsewhere = std::env::temp_dir().join(format!("ferrotune-adapter-{}", std::process::id()));
             match adapter.save(&elsewhere) {
                 Ok(()) => Error::AfterTraining { adapter: elsewhere, source: Box::new(error) },
@@ -92,8 +120,10 @@ impl OutputDirectory {
 
     /// Gives every result its place, and removes those of the run that is being overwritten: all of it, or nothing.
     pub fn finish(&self) -> Result<()> {
+        // Again: the training may have taken a while.
+        self.check_places()?;
         let unfinished = self.path.join(UNFINISHED);
-        let replaced = unfinished.join("replaced");
+        let replaced = unfinished.join(REPLACED);
         fs::create_dir(&replaced).map_err(|source| Error::Write { path: replaced.clone(), source })?;
         let old = RESULTS.iter().map(|name| (self.path.join(name), replaced.join(name)));
         let new = RESULTS.iter().map(|name| (unfinished.join(name), self.path.join(name)));
@@ -104,7 +134,7 @@ impl OutputDirectory {
         if let Ok(folder) = fs::File::open(&self.path) {
             let _ = folder.sync_all();
         }
-        remove_folder(&unfinished)
+        own_files::remove(&self.path, UNFINISHED)
     }
 
     /// Ends a run that was trained and came no further: where its adapter is. It takes its place, unless an earlier run is there, which
@@ -169,17 +199,9 @@ fn move_all(moves: impl Iterator<Item = (PathBuf, PathBuf)>) -> Result<()> {
     Ok(())
 }
 
-fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Write { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Drop for OutputDirectory {
     fn drop(&mut self) {
+        self.lock = None;
         // A folder that holds something is not removed, nor is one around it.
         let _ = self.made.iter().try_for_each(fs::remove_dir);
     }
@@ -217,6 +239,7 @@ mod tests {
         directory.write("report.html", "old").unwrap();
         directory.finish().unwrap();
         fs::write(path.join("notes.txt"), "mine").unwrap();
+        drop(directory);
         OutputDirectory::prepare(path, true).unwrap()
     }
 
@@ -224,6 +247,7 @@ mod tests {
         let entries = fs::read_dir(path).unwrap();
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".ferrotune-lock");
         names.sort();
         names
     }
@@ -232,9 +256,12 @@ mod tests {
     fn a_directory_with_a_run_is_refused_and_replaced_only_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/run");
-        let directory = earlier(&path);
+        drop(earlier(&path));
         let error = OutputDirectory::prepare(&path, false).unwrap_err();
         assert!(matches!(&error, Error::OutputExists { .. }) && error.is_bad_input(), "{error}");
+        let directory = OutputDirectory::prepare(&path, true).unwrap();
+        let error = OutputDirectory::prepare(&path, true).unwrap_err();
+        assert!(matches!(&error, Error::OutputBusy { .. }), "{error}");
         directory.write("metrics.json", "new").unwrap();
         assert_eq!(fs::read_to_string(path.join("metrics.json")).unwrap(), "old");
         directory.finish().unwrap();
@@ -274,6 +301,7 @@ mod tests {
         assert_eq!(fs::read_to_string(path.join("metrics.json")).unwrap(), "old");
         fs::remove_file(path.join("metrics.json")).unwrap();
         fs::remove_file(path.join("report.html")).unwrap();
+        drop(again);
         let error = OutputDirectory::prepare(&path, false).unwrap_err();
         assert!(matches!(&error, Error::OutputExists { found, .. } if found == "unfinished"), "{error}");
     }
@@ -299,7 +327,7 @@ mod tests {
         let path = folder.path().join("run");
         let directory = OutputDirectory::prepare(&path, false).unwrap();
         // In the meantime somebody has put a file in the place of the directory.
-        fs::remove_dir(&path).unwrap();
+        fs::remove_dir_all(&path).unwrap();
         fs::write(&path, "").unwrap();
         match directory.save_trained(&adapter, "") {
             Err(Error::AfterTraining { adapter, source }) => {

@@ -94,6 +94,7 @@ pub fn run(
     let arguments = training_arguments(recipe)?;
     arguments.validate()?;
     let directory = OutputDirectory::prepare(&recipe.output_dir, recipe.overwrite_output_dir)?;
+    directory.check_inputs(recipe)?;
     for warning in recipe.warnings() {
         observer.note(&format!("warning: {warning}"));
     }

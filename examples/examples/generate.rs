@@ -2,13 +2,13 @@
 
 use clap::{ArgGroup, Parser, builder::NonEmptyStringValueParser};
 use ferrotune::{
-    Result,
+    Error, Result,
     atomic::write_atomically,
     data::{Completion, Example, Message, Prompt, Source, read_examples},
     progress::Progress,
 };
 use ferrotune_examples::{
-    ModelArguments, check_output, count, exit_code, guarded, interrupted, interruption, say, use_threads,
+    ModelArguments, count, exit_code, guarded, interrupted, interruption, say, use_threads,
 };
 use std::{
     io::Write,
@@ -70,7 +70,7 @@ fn program() -> ExitCode {
 
 /// Whether every prompt was answered.
 fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<bool> {
-    check_output(output, input)?;
+    arguments.model.check_output(output, input)?;
     let interruption = interruption();
     let examples = read_examples(input, None)?;
     let assistant = arguments.model.load()?;
@@ -138,6 +138,12 @@ fn answer_prompt(arguments: &Arguments, prompt: &str) -> Result<()> {
     })?;
     // What looked unfinished, and turned out to be the end.
     answers.iter().for_each(|answer| _ = show(&answer.text));
-    say("");
-    failure.map_or(Ok(()), Err)
+    failure.map_or(Ok(()), Err)?;
+    match writeln!(std::io::stdout()).and_then(|()| std::io::stdout().flush()) {
+        // A reader that had enough is no failure; an answer that found no room is one.
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::Write { path: "standard output".into(), source })
+        }
+        _ => Ok(()),
+    }
 }

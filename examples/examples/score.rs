@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use ferrotune::{Error, Result, atomic::write_atomically, data::read_examples, metrics::perplexity};
-use ferrotune_examples::{ModelArguments, check_output, exit_code, guarded, say, use_threads};
+use ferrotune_examples::{ModelArguments, exit_code, guarded, say, use_threads};
 use indicatif::ProgressBar;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -39,7 +39,7 @@ fn program() -> ExitCode {
 
 fn score(arguments: &Arguments) -> Result<()> {
     use_threads(arguments.model.threads);
-    check_output(&arguments.output, &arguments.input)?;
+    arguments.model.check_output(&arguments.output, &arguments.input)?;
     let examples = read_examples(&arguments.input, None)?;
     let assistant = arguments.model.load()?;
     let rows = assistant.tokenize(&examples, usize::MAX)?;

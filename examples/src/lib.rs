@@ -46,9 +46,17 @@ pub fn say(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-/// Prints a line to standard error, whether anybody reads it or not.
+/// Prints a line to standard error, whether anybody reads it or not. What a file has put into a message cannot steer the terminal.
 pub fn complain(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let mut line = String::new();
+    for char in text.to_string().chars() {
+        if char.is_control() && char != '\n' && char != '\t' {
+            line.extend(char.escape_unicode());
+        } else {
+            line.push(char);
+        }
+    }
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Sees, before the work, that the result can be written to `output` and will not replace what it is made from.
@@ -116,6 +124,25 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
+    /// As [`check_output`]; a file of the model or of the adapter is not replaced either.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn check_output(&self, output: &Path, input: &Path) -> Result<()> {
+        check_output(output, input)?;
+        let Ok(existing) = fs::canonicalize(output) else { return Ok(()) };
+        let ours = [Some(&self.model), self.adapter.as_ref()].into_iter().flatten();
+        match ours.filter_map(|path| fs::canonicalize(path).ok()).find(|path| existing.starts_with(path)) {
+            Some(path) => {
+                let reason =
+                    format!("it is a file of {}, which is in use; name another file", path.display());
+                let source = io::Error::new(io::ErrorKind::InvalidInput, reason);
+                Err(Error::Write { path: output.to_owned(), source })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Loads the model in f32 with its tokenizer and, perhaps, the adapter.
     ///
     /// # Errors

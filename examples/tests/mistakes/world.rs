@@ -105,6 +105,16 @@ fn a_result_never_replaces_its_input() {
     }
     fs::remove_file(job.path("link.jsonl")).unwrap();
     assert!(before == snapshot(job.folder()));
+    // Nor the model or the adapter that made it.
+    job.own_model();
+    let before = snapshot(job.folder());
+    for tool in ["generate", "score"] {
+        for output in ["model/model.safetensors", "model/config.json"] {
+            let files = ["--model", "model", "--input", "test.jsonl", "--output", output];
+            job.run(tool, &files).refused(&[output, "in use", "name another file"]);
+        }
+    }
+    assert!(before == snapshot(job.folder()));
 }
 
 /// Runs a shell script in the job's folder, in a name space of its own where `disk` is a file system of `kib` KiB; `None`, and a word about

@@ -132,3 +132,15 @@ fn each_mistake_in_a_file_of_weights_is_an_error_of_its_own() {
     fs::write(&file, "version https://git-lfs.github.com/spec/v1\n").unwrap();
     assert!(error().to_string().contains("git lfs pull"));
 }
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("adapter");
+    save(&directory).unwrap();
+    let weights = directory.join("adapter_model.safetensors");
+    fs::remove_file(&weights).unwrap();
+    fs::create_dir(&weights).unwrap();
+    let error = load_adapter(&directory).unwrap_err();
+    assert!(matches!(&error, Error::NotAFile { path, .. } if path == &weights), "{error}");
+}

@@ -1,6 +1,6 @@
 //! The crate's error type.
 
-use std::borrow::Cow;
+use ferrotune_precision::{short_shape, short_text};
 use std::path::{Path, PathBuf};
 
 /// What can go wrong in this crate, with the place, what was expected, what was found and how to mend it.
@@ -37,7 +37,7 @@ pub enum Error {
     },
 
     /// A text is not JSON, or not a JSON object.
-    #[error("line {line}, column {column}: expected a JSON object, found {reason}", reason = short(reason))]
+    #[error("line {line}, column {column}: expected a JSON object, found {reason}", reason = short_text(reason))]
     Json {
         /// Line of the fault, from 1.
         line: usize,
@@ -48,7 +48,7 @@ pub enum Error {
     },
 
     /// An option of the configuration has a value that it cannot have.
-    #[error("`{key}` is {found}, expected {expected}", key = short(key), found = short(found))]
+    #[error("`{key}` is {found}, expected {expected}", key = short_text(key), found = short_text(found))]
     InvalidValue {
         /// The option, under its name in `adapter_config.json`.
         key: String,
@@ -59,7 +59,7 @@ pub enum Error {
     },
 
     /// An option is on that changes what the adapter computes and that this crate does not implement.
-    #[error("`{key}` is {value}: {reason}; {remedy}", value = short(value))]
+    #[error("`{key}` is {value}: {reason}; {remedy}", value = short_text(value))]
     Unsupported {
         /// The option, under its name in `adapter_config.json`.
         key: String,
@@ -74,7 +74,7 @@ pub enum Error {
     /// A regular expression is not valid, or uses what linear-time matching cannot express.
     #[error(
         "`{key}` holds the pattern {pattern:?}: {reason}",
-        pattern = short(pattern), reason = short(reason)
+        pattern = short_text(pattern), reason = short_text(reason)
     )]
     Pattern {
         /// The option that holds the pattern.
@@ -86,7 +86,7 @@ pub enum Error {
     },
 
     /// The target modules name no linear layer of the model.
-    #[error("{targets} matches no linear layer{note}; the model has {available}", targets = short(targets))]
+    #[error("{targets} matches no linear layer{note}; the model has {available}", targets = short_text(targets))]
     NoTarget {
         /// The option and its value.
         targets: String,
@@ -99,7 +99,7 @@ pub enum Error {
     /// The target modules name a module that holds layers and is none.
     #[error(
         "{targets} matches `{path}`, which is not a linear layer but holds some; name the layers in it, for example `{example}`",
-        targets = short(targets)
+        targets = short_text(targets)
     )]
     NotLinear {
         /// The option and its value.
@@ -113,7 +113,7 @@ pub enum Error {
     /// A tensor's shape is not the expected one.
     #[error(
         "tensor `{tensor}` has shape {found}, expected {expected}: {reason}",
-        tensor = short(tensor), reason = short(reason), found = short_shape(found), expected = short_shape(expected)
+        tensor = short_text(tensor), reason = short_text(reason), found = short_shape(found), expected = short_shape(expected)
     )]
     ShapeMismatch {
         /// The tensor.
@@ -129,7 +129,7 @@ pub enum Error {
     /// One half of an adapter is there and the other is not.
     #[error(
         "tensor `{present}` is there and its other half `{missing}` is not: the file is incomplete, save the adapter again",
-        present = short(present), missing = short(missing)
+        present = short_text(present), missing = short_text(missing)
     )]
     MissingTensor {
         /// The half that is there.
@@ -141,7 +141,7 @@ pub enum Error {
     /// A tensor that does not belong to a LoRA adapter of linear layers.
     #[error(
         "tensor `{tensor}` is not a LoRA weight of this adapter: {reason}",
-        tensor = short(tensor), reason = short(reason)
+        tensor = short_text(tensor), reason = short_text(reason)
     )]
     UnexpectedTensor {
         /// The tensor.
@@ -151,7 +151,7 @@ pub enum Error {
     },
 
     /// A tensor has a dtype that an adapter cannot have.
-    #[error("tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16", tensor = short(tensor))]
+    #[error("tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16", tensor = short_text(tensor))]
     Dtype {
         /// The tensor.
         tensor: String,
@@ -162,7 +162,7 @@ pub enum Error {
     /// A tensor holds NaN or an infinity.
     #[error(
         "tensor `{tensor}` holds NaN or infinity: the training that wrote it diverged, use an earlier checkpoint",
-        tensor = short(tensor)
+        tensor = short_text(tensor)
     )]
     NotFinite {
         /// The tensor.
@@ -172,7 +172,7 @@ pub enum Error {
     /// A file is not a safetensors file, or a damaged one.
     #[error(
         "not a whole safetensors file ({reason}): copy or save the adapter again",
-        reason = short(reason)
+        reason = short_text(reason)
     )]
     Safetensors {
         /// The reason.
@@ -205,7 +205,7 @@ pub enum Error {
     #[error(
         "{path} is to be replaced by an adapter and holds {found} as well, which would be lost; \
          choose another directory or move it away",
-        path = path.display(), found = short(found)
+        path = path.display(), found = short_text(found)
     )]
     ForeignFile {
         /// The directory.
@@ -234,7 +234,7 @@ pub enum Error {
     #[error(
         "the adapter has weights for {count} module(s) that the model does not have, `{first}` first: \
          it was trained on another model",
-        first = short(first)
+        first = short_text(first)
     )]
     OtherModel {
         /// Number of modules without a counterpart.
@@ -246,7 +246,7 @@ pub enum Error {
     /// A module that the adapter's configuration names has no weights in its file.
     #[error(
         "the adapter has no weights for `{path}`, which its `target_modules` name: it was trained on another model",
-        path = short(path)
+        path = short_text(path)
     )]
     NoWeights {
         /// The module.
@@ -291,30 +291,6 @@ impl Error {
     }
 }
 
-/// A text from a file, as it stands in a message: of a long one the beginning and the end.
-fn short(text: &str) -> Cow<'_, str> {
-    const BEGINNING: usize = 200;
-    const END: usize = 100;
-    let count = text.chars().count();
-    if count <= BEGINNING + END {
-        return text.into();
-    }
-    let (beginning, end) = (text.chars().take(BEGINNING), text.chars().skip(count - END));
-    beginning.chain(" … ".chars()).chain(end).collect()
-}
-
-/// A shape in a message: of one with more dimensions than tensors have, the first.
-fn short_shape(shape: &[i64]) -> String {
-    const SHOWN: usize = 8;
-    match shape.get(..SHOWN) {
-        Some(first) if shape.len() > SHOWN => {
-            let first: Vec<String> = first.iter().map(i64::to_string).collect();
-            format!("[{}, …] ({} dimensions)", first.join(", "), shape.len())
-        }
-        _ => format!("{shape:?}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,7 +301,7 @@ mod tests {
         let text = Error::NotFinite { tensor }.to_string();
         assert!(text.contains("beginning") && text.contains("ééé … ééé") && text.contains("end"), "{text}");
         assert!(text.chars().count() < 1000, "{text}");
-        assert_eq!(short("`lm_head.weight`"), "`lm_head.weight`");
+        assert_eq!(short_text("`lm_head.weight`"), "`lm_head.weight`");
         assert_eq!(short_shape(&[300, -1]), "[300, -1]");
         assert_eq!(short_shape(&[2; 100_000]), "[2, 2, 2, 2, 2, 2, 2, 2, …] (100000 dimensions)");
     }

@@ -1,6 +1,6 @@
 //! The error type of this crate.
 
-use std::borrow::Cow;
+use ferrotune_precision::{short_shape, short_text};
 use std::path::{Path, PathBuf};
 
 /// What went wrong, where, and how to mend it.
@@ -36,7 +36,7 @@ pub enum Error {
     /// A GGUF file breaks the rules of its own format: truncated, damaged, or not a GGUF file at all.
     #[error(
         "{}: byte {offset}: {what}: expected {expected}, found {found}; fetch the file again",
-        path.display(), what = short(what), expected = short(expected), found = short(found)
+        path.display(), what = short_text(what), expected = short_text(expected), found = short_text(found)
     )]
     GgufMalformed {
         /// The GGUF file.
@@ -53,7 +53,7 @@ pub enum Error {
     /// A GGUF file is sound but holds something that this crate does not do.
     #[error(
         "{}: {what} `{found}` is not supported (supported: {supported}); {remedy}",
-        path.display(), what = short(what), found = short(found)
+        path.display(), what = short_text(what), found = short_text(found)
     )]
     GgufUnsupported {
         /// The GGUF file.
@@ -80,7 +80,7 @@ pub enum Error {
     /// A metadata key of a GGUF file has a value of the wrong type or out of its range.
     #[error(
         "{}: metadata key `{key}`: expected {expected}, found {found}",
-        path.display(), found = short(found)
+        path.display(), found = short_text(found)
     )]
     GgufKeyInvalid {
         /// The GGUF file.
@@ -113,7 +113,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// The vocabulary or the merges of a GGUF file contradict each other.
-    #[error("{}: `{key}`[{index}]: {problem}: `{found}`", path.display(), found = short(found))]
+    #[error("{}: `{key}`[{index}]: {problem}: `{found}`", path.display(), found = short_text(found))]
     GgufVocabulary {
         /// The GGUF file.
         path: PathBuf,
@@ -145,7 +145,7 @@ pub enum Error {
     /// The directory that an import should make exists and is something else.
     #[error(
         "{} exists and {reason}; choose another output directory, or remove this one if nothing in it is needed",
-        path.display(), reason = short(reason)
+        path.display(), reason = short_text(reason)
     )]
     ImportTargetExists {
         /// The output directory.
@@ -160,7 +160,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// `config.json` is not JSON.
-    #[error("line {line}, column {column}: expected a JSON object: {reason}", reason = short(reason))]
+    #[error("line {line}, column {column}: expected a JSON object: {reason}", reason = short_text(reason))]
     ConfigMalformed {
         /// Line of the fault, from 1.
         line: usize,
@@ -172,7 +172,7 @@ pub enum Error {
     /// A field of a model's configuration asks for something that this crate does not compute.
     #[error(
         "`{key}` = {found} is not supported: {reason}; choose a Llama or Mistral model without it",
-        found = short(found)
+        found = short_text(found)
     )]
     ConfigUnsupported {
         /// The field.
@@ -183,7 +183,7 @@ pub enum Error {
         reason: String,
     },
     /// A field of a model's configuration has a value that it cannot have.
-    #[error("`{key}` is {found}, expected {expected}", found = short(found))]
+    #[error("`{key}` is {found}, expected {expected}", found = short_text(found))]
     ConfigInvalid {
         /// The field.
         key: String,
@@ -222,7 +222,7 @@ pub enum Error {
     /// A tensor of the model holds NaN or an infinity.
     #[error(
         "{}: tensor `{tensor}` holds NaN or infinity: the file is damaged, or the training that wrote it diverged; fetch it again",
-        path.display(), tensor = short(tensor)
+        path.display(), tensor = short_text(tensor)
     )]
     TensorNotFinite {
         /// The file.
@@ -240,7 +240,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A file of weights is damaged.
-    #[error("{}: {reason}", path.display(), reason = short(reason))]
+    #[error("{}: {reason}", path.display(), reason = short_text(reason))]
     Weights {
         /// The file.
         path: PathBuf,
@@ -250,7 +250,7 @@ pub enum Error {
     /// A tensor that the configuration asks for is not there.
     #[error(
         "{}: tensor `{tensor}` is missing: config.json and weights do not belong together, or the download is not whole",
-        path.display(), tensor = short(tensor)
+        path.display(), tensor = short_text(tensor)
     )]
     TensorMissing {
         /// The directory.
@@ -261,7 +261,7 @@ pub enum Error {
     /// Tensors that the configuration does not ask for.
     #[error(
         "{}: {count} tensor(s) have no place in the model that config.json describes, `{first}` first: config.json and weights do not belong together",
-        path.display(), first = short(first)
+        path.display(), first = short_text(first)
     )]
     TensorsUnexpected {
         /// The directory.
@@ -274,7 +274,7 @@ pub enum Error {
     /// A tensor has another shape than the configuration implies.
     #[error(
         "{}: tensor `{tensor}` has shape {found}, config.json asks for {expected}",
-        path.display(), tensor = short(tensor), found = short_shape(found), expected = short_shape(expected)
+        path.display(), tensor = short_text(tensor), found = short_shape(found), expected = short_shape(expected)
     )]
     TensorShape {
         /// The file.
@@ -289,7 +289,7 @@ pub enum Error {
     /// A tensor has a dtype that weights cannot have here.
     #[error(
         "{}: tensor `{tensor}` has dtype {found}, expected F32, F16 or BF16",
-        path.display(), tensor = short(tensor)
+        path.display(), tensor = short_text(tensor)
     )]
     TensorDtype {
         /// The file.
@@ -354,30 +354,6 @@ impl Error {
     }
 }
 
-/// A text from a file, as it stands in a message: of a long one the beginning and the end.
-fn short(text: &str) -> Cow<'_, str> {
-    const BEGINNING: usize = 200;
-    const END: usize = 100;
-    let count = text.chars().count();
-    if count <= BEGINNING + END {
-        return text.into();
-    }
-    let (beginning, end) = (text.chars().take(BEGINNING), text.chars().skip(count - END));
-    beginning.chain(" … ".chars()).chain(end).collect()
-}
-
-/// A shape in a message: of one with more dimensions than tensors have, the first.
-fn short_shape(shape: &[i64]) -> String {
-    const SHOWN: usize = 8;
-    match shape.get(..SHOWN) {
-        Some(first) if shape.len() > SHOWN => {
-            let first: Vec<String> = first.iter().map(i64::to_string).collect();
-            format!("[{}, …] ({} dimensions)", first.join(", "), shape.len())
-        }
-        _ => format!("{shape:?}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,7 +364,7 @@ mod tests {
         let text = Error::TensorMissing { path: "model".into(), tensor }.to_string();
         assert!(text.contains("beginning") && text.contains("ééé … ééé") && text.contains("end"), "{text}");
         assert!(text.chars().count() < 1000, "{text}");
-        assert_eq!(short("`lm_head.weight`"), "`lm_head.weight`");
+        assert_eq!(short_text("`lm_head.weight`"), "`lm_head.weight`");
         assert_eq!(short_shape(&[300, -1]), "[300, -1]");
         assert_eq!(short_shape(&[2; 100_000]), "[2, 2, 2, 2, 2, 2, 2, 2, …] (100000 dimensions)");
     }

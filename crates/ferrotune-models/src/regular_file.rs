@@ -1,6 +1,7 @@
 //! Opening files: a pipe would wait for ever, and a device such as `/dev/zero` never ends.
 
 use crate::error::{Error, Result};
+use ferrotune_precision::irregular_file;
 use std::{
     fs::{self, File},
     io::{self, Read},
@@ -15,10 +16,7 @@ const MAX_JSON_BYTES: u64 = 64 << 20;
 /// # Errors
 /// [`Error::NotAFile`] for a folder, a pipe, a socket or a device; [`Error::Io`].
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
-    // Before it is opened: opening a pipe waits for its other end.
-    let kind = fs::metadata(path).map_err(Error::io("open", path))?.file_type();
-    if !kind.is_file() {
-        let found = if kind.is_dir() { "a folder" } else { "a pipe, a socket or a device" };
+    if let Some(found) = irregular_file(path).map_err(Error::io("open", path))? {
         return Err(Error::NotAFile { path: path.to_owned(), found });
     }
     let file = File::open(path).map_err(Error::io("open", path))?;

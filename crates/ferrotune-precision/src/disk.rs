@@ -35,6 +35,27 @@ fn free(_: &Path) -> Option<u64> {
     None
 }
 
+/// What lies at `path`, if it is anything but a regular file: opening a pipe waits for its other end, and a device such as `/dev/zero`
+/// never ends. To be asked before it is opened.
+///
+/// # Errors
+/// That of the system; also if nothing is there.
+///
+/// ```
+/// assert_eq!(ferrotune_precision::irregular_file(&std::env::temp_dir())?, Some("a folder"));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn irregular_file(path: &Path) -> io::Result<Option<&'static str>> {
+    let kind = std::fs::metadata(path)?.file_type();
+    Ok(if kind.is_file() {
+        None
+    } else if kind.is_dir() {
+        Some("a folder")
+    } else {
+        Some("a pipe, a socket or a device")
+    })
+}
+
 /// Makes a rename in `directory` durable; only Unix lets a directory be opened for this.
 ///
 /// # Errors

@@ -5,16 +5,18 @@ mod device;
 mod disk;
 mod dtype;
 mod error;
+mod excerpt;
 mod memory;
 
 pub use cpu_features::CpuFeatures;
 pub use device::parse_device;
 pub use disk::{
-    explain_write_error, file_size_limit, free_disk_bytes, readable_bytes, readable_bytes_beside,
-    sync_directory,
+    explain_write_error, file_size_limit, free_disk_bytes, irregular_file, readable_bytes,
+    readable_bytes_beside, sync_directory,
 };
 pub use dtype::{ComputeDtype, DtypePolicy};
 pub use error::{Error, Result};
+pub use excerpt::{short_shape, short_text};
 pub use memory::{
     AvailableMemory, MemoryBound, available_memory, available_memory_mib, peak_rss_mib, resident_bytes,
     total_memory_mib,

@@ -1,11 +1,10 @@
 //! The guide for newcomers, run as it stands: each `console` block of docs/getting-started.md in a shell, from top to bottom.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{process, workspace};
+use crate::{files, process, workspace};
 
 const GUIDE: &str = "docs/getting-started.md";
 /// All that the guide makes; its first step has to find nothing of an earlier walk.
@@ -16,8 +15,10 @@ pub fn run() -> Result<()> {
     let text = fs::read_to_string(root.join(GUIDE)).with_context(|| format!("cannot read {GUIDE}"))?;
     let blocks = console_blocks(&text);
     ensure!(!blocks.is_empty(), "{GUIDE} has no console block");
-    remove(&root.join(MAKES))?;
-    fs::create_dir_all(root.join(MAKES)).with_context(|| format!("cannot make {MAKES}"))?;
+    let made = root.join(MAKES);
+    let remove = || files::remove(&made).with_context(|| format!("cannot remove {MAKES}"));
+    remove()?;
+    fs::create_dir_all(&made).with_context(|| format!("cannot make {MAKES}"))?;
     for block in blocks {
         println!("{}", block.commands.trim_end());
         let mut shell = workspace::program("bash");
@@ -25,16 +26,7 @@ pub fn run() -> Result<()> {
         process::run(&mut shell)
             .with_context(|| format!("{GUIDE}:{}: a command of this block failed", block.line))?;
     }
-    remove(&root.join(MAKES))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
+    remove()
 }
 
 /// A fenced block of commands, and the line of its fence.

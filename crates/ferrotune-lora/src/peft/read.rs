@@ -5,6 +5,7 @@ use super::{CONFIG_FILE, Half, PICKLE_FILE, PREFIX, WEIGHTS_FILE, parse_key, ten
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
 use crate::target::{Decision, Matcher};
+use ferrotune_precision::irregular_file;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
@@ -67,10 +68,7 @@ fn is_there(path: &Path) -> bool {
 
 /// Opens a regular file, with its length: a pipe would wait for ever, and a device such as `/dev/zero` never ends.
 fn open(path: &Path) -> Result<(File, u64)> {
-    // Before it is opened: opening a pipe waits for its other end.
-    let kind = fs::metadata(path).map_err(Error::io("read", path))?.file_type();
-    if !kind.is_file() {
-        let found = if kind.is_dir() { "a folder" } else { "a pipe, a socket or a device" };
+    if let Some(found) = irregular_file(path).map_err(Error::io("read", path))? {
         return Err(Error::NotAFile { path: path.to_owned(), found });
     }
     let file = File::open(path).map_err(Error::io("read", path))?;

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Error, Result,
     atomic::write_atomically,
-    recipe::{RESULTS, Recipe},
+    recipe::{RESULTS, Recipe, inputs},
     report::{Output, Report, render},
 };
 use ferrotune_lora::Adapter;
@@ -75,15 +75,12 @@ impl OutputDirectory {
 
     /// Sees that no input of the recipe lies in a folder that the run replaces.
     pub fn check_inputs(&self, recipe: &Recipe) -> Result<()> {
-        let data = &recipe.data;
-        let inputs =
-            [Some(&recipe.model.path), Some(&data.train), data.validation.as_ref(), data.test.as_ref()];
         for name in [RESULTS[0], UNFINISHED] {
             let Ok(folder) = self.path.join(name).canonicalize() else { continue };
-            let is_inside = |path: &&PathBuf| path.canonicalize().is_ok_and(|path| path.starts_with(&folder));
-            if let Some(path) = inputs.into_iter().flatten().find(is_inside) {
+            let is_inside = |path: &&Path| path.canonicalize().is_ok_and(|path| path.starts_with(&folder));
+            if let Some(path) = inputs(recipe).map(|(_, path)| path).find(is_inside) {
                 let expected = "no input of the run in a folder of results, which it replaces";
-                return Err(Error::OutputInTheWay { path: path.clone(), expected });
+                return Err(Error::OutputInTheWay { path: path.to_owned(), expected });
             }
         }
         Ok(())

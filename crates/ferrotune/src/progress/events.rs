@@ -147,17 +147,7 @@ impl<W: Write> EventWriter<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn step(step: usize) -> Step {
-        Step {
-            step,
-            total_steps: 80,
-            loss: 2.3456,
-            learning_rate: 9.5e-4,
-            grad_norm: 1.5,
-            tokens_per_s: 165.6,
-        }
-    }
+    use crate::progress::step;
 
     #[test]
     fn events_are_one_json_object_a_line() {

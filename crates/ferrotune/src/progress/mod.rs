@@ -62,3 +62,9 @@ impl Generating {
         if self.seconds > 0.0 { tokens / self.seconds } else { 0.0 }
     }
 }
+
+/// A step as the tests of both forms tell it.
+#[cfg(test)]
+fn step(step: usize) -> Step {
+    Step { step, total_steps: 80, loss: 2.3456, learning_rate: 9.5e-4, grad_norm: 1.5, tokens_per_s: 165.6 }
+}

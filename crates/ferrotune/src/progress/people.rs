@@ -224,6 +224,7 @@ impl fmt::Display for Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::step;
     use std::sync::{Arc, Mutex};
 
     /// A writer whose text can be looked at.
@@ -243,17 +244,6 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
-        }
-    }
-
-    fn step(step: usize) -> Step {
-        Step {
-            step,
-            total_steps: 80,
-            loss: 2.3456,
-            learning_rate: 9.5e-4,
-            grad_norm: 1.5,
-            tokens_per_s: 165.6,
         }
     }
 

@@ -68,28 +68,32 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
         );
     }
     let output = plain(&recipe.output_dir);
-    let inputs = [
-        ("model.path", Some(&recipe.model.path)),
-        ("data.train", Some(&data.train)),
-        ("data.validation", data.validation.as_ref()),
-        ("data.test", data.test.as_ref()),
-    ];
-    for (key, path) in inputs {
-        if path.is_some_and(|path| plain(path) == output) {
+    for (key, path) in inputs(recipe) {
+        if plain(path) == output {
             contradiction(
                 ["output_dir", key],
                 format!("`output_dir` and `{key}` are the same path, \"{}\"", recipe.output_dir.display()),
             );
         }
         // A result would replace what it is made from.
-        let result = path.and_then(|path| RESULTS.into_iter().find(|name| plain(path) == output.join(name)));
-        if let Some(name) = result {
+        if let Some(name) = RESULTS.into_iter().find(|name| plain(path) == output.join(name)) {
             let reason = format!(
                 "`{key}` is what the run itself writes, `{name}` of `output_dir`: choose another `output_dir`"
             );
             contradiction(["output_dir", key], reason);
         }
     }
+}
+
+/// The key of the one input that is no data file.
+const MODEL: &str = "model.path";
+
+/// What a run reads, by its keys.
+pub(crate) fn inputs(recipe: &Recipe) -> impl Iterator<Item = (&'static str, &Path)> {
+    let data = &recipe.data;
+    let optional = [("data.validation", &data.validation), ("data.test", &data.test)];
+    let required = [(MODEL, recipe.model.path.as_path()), ("data.train", data.train.as_path())];
+    required.into_iter().chain(optional.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?))))
 }
 
 /// What is legal and hardly ever meant: held-out data that are the training data, a warm-up that the run does not outlive.
@@ -118,7 +122,6 @@ pub(super) fn warnings(recipe: &Recipe) -> Vec<String> {
 
 /// A problem for each file that is absent or of the wrong kind.
 pub(super) fn paths(recipe: &Recipe, recipe_file: Option<&Path>, place: &Place) -> Vec<Problem> {
-    let data = &recipe.data;
     let mut problems = vec![];
     let mut problem = |key: &str, path: &Path, reason: String| {
         let kind = ProblemKind::Path { key: key.to_owned(), path: path.to_owned(), reason };
@@ -127,18 +130,12 @@ pub(super) fn paths(recipe: &Recipe, recipe_file: Option<&Path>, place: &Place) 
 
     let model = &recipe.model.path;
     if !model.exists() {
-        problem("model.path", model, absent(model, recipe_file));
+        problem(MODEL, model, absent(model, recipe_file));
     } else if model.is_file() && model.extension().is_none_or(|extension| extension != "gguf") {
         let reason = "is a file; expected a Hugging Face model directory or a .gguf file".to_owned();
-        problem("model.path", model, reason);
+        problem(MODEL, model, reason);
     }
-    let files = [
-        ("data.train", Some(&data.train)),
-        ("data.validation", data.validation.as_ref()),
-        ("data.test", data.test.as_ref()),
-    ];
-    for (key, path) in files {
-        let Some(path) = path else { continue };
+    for (key, path) in inputs(recipe).filter(|(key, _)| *key != MODEL) {
         if !path.exists() {
             problem(key, path, absent(path, recipe_file));
         } else if path.is_dir() {

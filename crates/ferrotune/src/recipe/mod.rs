@@ -80,7 +80,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use check::RESULTS;
+pub(crate) use check::{RESULTS, inputs};
 pub use config::Recipe;
 pub use problem::{Place, Problem, ProblemKind};
 pub use schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS};

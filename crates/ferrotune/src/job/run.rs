@@ -24,7 +24,7 @@ use ferrotune_metrics::Metric;
 use ferrotune_precision::{
     ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib, resident_bytes,
 };
-use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, TrainPlan, Trainer, TrainingArguments};
+use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, Trainer, TrainingArguments};
 use std::{
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -161,17 +161,16 @@ pub fn run(
     observer.stage("training");
     let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
     let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
-    let (outcome, plan) = {
+    let outcome = {
         let task = CausalLmTask::new(&assistant.model, &adapter);
-        let shared = Mutex::new(Training { observer: &mut *observer, plan: None });
+        let shared = Mutex::new(Training { observer: &mut *observer, total_steps: plan.max_steps });
         let mut trainer = Trainer::new(&task, arguments, &train_set)?
             .with_cancellation(cancellation)
             .with_callback(Tell(&shared));
         if let Some(validation_set) = &validation_set {
             trainer = trainer.with_validation(validation_set);
         }
-        let plan = *trainer.plan();
-        (trainer.train()?, plan)
+        trainer.train()?
     };
     if outcome.cancelled {
         return cancelled();
@@ -230,29 +229,21 @@ pub fn run(
 /// Hands the trainer's events to the observer.
 struct Training<'a> {
     observer: &'a mut dyn Observer,
-    plan: Option<TrainPlan>,
+    total_steps: usize,
 }
 
 struct Tell<'a, 'b>(&'a Mutex<Training<'b>>);
 
 impl Callback for Tell<'_, '_> {
-    fn on_train_begin(
-        &mut self,
-        plan: &TrainPlan,
-    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).plan = Some(*plan);
-        Ok(())
-    }
-
     fn on_step_end(
         &mut self,
         record: &StepRecord,
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Training { observer, plan } = &mut *training;
+        let Training { observer, total_steps } = &mut *training;
         observer.step(&Step {
             step: record.global_step,
-            total_steps: plan.map_or(0, |plan| plan.max_steps),
+            total_steps: *total_steps,
             loss: record.loss,
             learning_rate: record.learning_rate,
             grad_norm: record.grad_norm,
@@ -266,10 +257,10 @@ impl Callback for Tell<'_, '_> {
         record: &EvaluationRecord,
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Training { observer, plan } = &mut *training;
+        let Training { observer, total_steps } = &mut *training;
         observer.validated(&Validated {
             step: record.step,
-            total_steps: plan.map_or(0, |plan| plan.max_steps),
+            total_steps: *total_steps,
             loss: record.evaluation.loss,
             seconds: record.evaluation.seconds,
             evaluations_left: record.evaluations_left,

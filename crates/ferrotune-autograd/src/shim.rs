@@ -28,6 +28,7 @@ unsafe extern "C" {
     fn ferrotune_grad_mode_enabled() -> bool;
     fn ferrotune_libtorch_configuration() -> *mut c_char;
     fn ferrotune_free_configuration(configuration: *mut c_char);
+    fn ferrotune_mark_changed(tensor: *mut C_tensor);
     fn ferrotune_parallel_for(begin: i64, end: i64, grain_size: i64, body: *const c_void);
 }
 
@@ -51,6 +52,13 @@ pub(crate) fn libtorch_configuration() -> Option<String> {
         ferrotune_free_configuration(configuration);
         Some(text)
     }
+}
+
+/// Counts a change of the tensor's numbers.
+#[cfg(not(no_libtorch))]
+pub(crate) fn mark_changed(tensor: &mut Tensor) {
+    // SAFETY: the pointer comes from a live tensor; the shim changes a counter, which is atomic.
+    unsafe { ferrotune_mark_changed(tensor.as_mut_ptr()) }
 }
 
 /// Attaches `outputs` to the graph as results of `recorded` on `inputs`.
@@ -205,6 +213,7 @@ mod without_libtorch {
     pub(crate) fn libtorch_configuration() -> Option<String> {
         None
     }
+    pub(crate) fn mark_changed(_: &mut Tensor) {}
     pub(crate) fn attach(
         _: Box<Recorded>,
         _: &[&Tensor],
@@ -219,4 +228,6 @@ mod without_libtorch {
     }
 }
 #[cfg(no_libtorch)]
-pub(crate) use without_libtorch::{attach, grad_mode_enabled, libtorch_configuration, parallel_for};
+pub(crate) use without_libtorch::{
+    attach, grad_mode_enabled, libtorch_configuration, mark_changed, parallel_for,
+};

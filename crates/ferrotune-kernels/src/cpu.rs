@@ -5,14 +5,17 @@
 //! run on ranges of rows by libtorch's threads; a row is computed by one thread alone, so the number of threads changes no result.
 
 mod exp;
+#[allow(unsafe_code)] // numbers of tensors as slices that change
+mod in_place;
 #[allow(unsafe_code)] // numbers of tensors as slices
 mod rows;
 #[allow(unsafe_code)] // calls of functions compiled for an instruction set
 mod simd;
 
 pub(crate) use exp::exp;
+pub(crate) use in_place::{Change, change_all};
 pub(crate) use rows::{Rows, fill_rows};
-pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add};
+pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add, update};
 
 /// A tensor of reproducible noise in `[-1, 1)`.
 #[cfg(test)]

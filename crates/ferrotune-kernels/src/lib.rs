@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+mod adamw;
 mod attention;
 mod cpu;
 mod dropout;
 mod error;
 mod frozen;
+mod gradients;
 mod head_loss;
 mod layout;
 mod lora_linear;
@@ -14,9 +16,11 @@ mod rms_norm;
 mod rotary;
 mod swiglu;
 
+pub use adamw::{AdamWParameter, AdamWStep, adamw_step};
 pub use attention::{AttentionOptions, cached_attention, causal_attention, rotary_attention};
 pub use error::{Error, Result};
 pub use frozen::{FrozenWeight, frozen_linear};
+pub use gradients::{add_all, squared_norms};
 pub use head_loss::linear_cross_entropy;
 pub use layout::{Segment, SequenceLayout};
 pub use lora_linear::{GroupMember, LowRank, grouped_lora_linear, lora_linear};

@@ -1,17 +1,11 @@
 //! Adam with decoupled weight decay.
 //!
-//! With gradient `g`, learning rate `lr` and `t` steps done (this one included), each parameter `p` moves by
-//!
-//! ```text
-//! p <- p (1 - lr weight_decay)
-//! m <- m + (1 - beta1) (g - m)
-//! v <- beta2 v + (1 - beta2) g^2
-//! p <- p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
-//! ```
+//! The step itself is [`adamw_step`]: all parameters in one pass.
 //!
 //! # References
-//! Loshchilov and Hutter 2019, arXiv:1711.05101; the order of the operations is that of `torch.optim.AdamW`.
+//! Loshchilov and Hutter 2019, arXiv:1711.05101.
 
+use ferrotune_kernels::{AdamWParameter, AdamWStep, adamw_step};
 use tch::{Kind, Tensor};
 
 use crate::error::Context;
@@ -115,32 +109,38 @@ impl AdamW {
     /// [`Error::MissingGradient`]; [`Error::StateMismatch`] if the gradients are those of other parameters; [`Error::Torch`] if
     /// libtorch fails. Gradients are checked before the first parameter moves.
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<()> {
+        self.step_scaled(gradients, learning_rate, 1.0)
+    }
+
+    /// [`AdamW::step`] with every gradient times `gradient_scale`, such as [`Gradients::clip_coefficient`] gives: clipping costs no
+    /// pass of its own.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn step_scaled(
+        &mut self,
+        gradients: &Gradients,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
         let tensors = self.matched(gradients)?;
         let AdamWOptions { beta1, beta2, epsilon, weight_decay } = self.options;
+        let step = AdamWStep { step: self.steps + 1, learning_rate, beta1, beta2, epsilon, gradient_scale };
+        let mut parameters: Vec<AdamWParameter> = self
+            .parameters
+            .iter_mut()
+            .zip(&mut self.slots)
+            .zip(tensors)
+            .map(|(((_, parameter), Slot { decays, exp_avg, exp_avg_sq }), gradient)| AdamWParameter {
+                parameter,
+                exp_avg,
+                exp_avg_sq,
+                gradient,
+                weight_decay: if *decays { weight_decay } else { 0.0 },
+            })
+            .collect();
+        adamw_step(&mut parameters, step).context("the optimizer step")?;
         self.steps += 1;
-        // `powf`, not `powi`: the reference raises a float to a float.
-        let bias_correction1 = 1.0 - beta1.powf(self.steps as f64);
-        let bias_correction2_sqrt = (1.0 - beta2.powf(self.steps as f64)).sqrt();
-        let step_size = learning_rate / bias_correction1;
-        let _guard = tch::no_grad_guard();
-        for (((_, parameter), slot), gradient) in self.parameters.iter_mut().zip(&mut self.slots).zip(tensors)
-        {
-            let mut update = || {
-                if slot.decays && weight_decay != 0.0 {
-                    let _ = parameter.f_mul_scalar_(1.0 - learning_rate * weight_decay)?;
-                }
-                let _ = slot.exp_avg.f_lerp_(gradient, 1.0 - beta1)?;
-                // tch has no `value` of addcmul_ and addcdiv_; libtorch multiplies it onto the first factor, which is done here.
-                let _ = slot
-                    .exp_avg_sq
-                    .f_mul_scalar_(beta2)?
-                    .f_addcmul_(&gradient.f_mul_scalar(1.0 - beta2)?, gradient)?;
-                let mut denominator = slot.exp_avg_sq.f_sqrt()?;
-                let _ = denominator.f_div_scalar_(bias_correction2_sqrt)?.f_add_scalar_(epsilon)?;
-                parameter.f_addcdiv_(&slot.exp_avg.f_mul_scalar(-step_size)?, &denominator)
-            };
-            let _ = update().context("the optimizer step")?;
-        }
         Ok(())
     }
 

@@ -240,3 +240,14 @@ impl<T> Context<T> for std::result::Result<T, TchError> {
         self.map_err(|source| Error::Torch { what, source })
     }
 }
+
+impl<T> Context<T> for ferrotune_kernels::Result<T> {
+    fn context(self, what: &'static str) -> Result<T> {
+        use ferrotune_kernels::Error;
+        self.map_err(|error| match error {
+            Error::Torch(source) => source,
+            other => TchError::Torch(other.to_string()),
+        })
+        .context(what)
+    }
+}

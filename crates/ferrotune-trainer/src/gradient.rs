@@ -3,6 +3,7 @@
 //! They are asked of libtorch for the named parameters alone and kept here, not in the parameters' own `grad`: a parameter that the
 //! loss does not reach has no gradient rather than a zero or a stale one, so that its absence can be seen.
 
+use ferrotune_kernels::{add_all, squared_norms};
 use tch::{Kind, Tensor};
 
 use crate::error::{Context, Place};
@@ -26,12 +27,17 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Gradients {
     entries: Vec<(String, Option<Tensor>)>,
+    /// Whether the gradient at this place was made here, in memory that no other tensor shares.
+    owned: Vec<bool>,
 }
 
 impl Gradients {
     /// No gradient yet for any of the parameters.
     pub fn new(parameters: &[(String, Tensor)]) -> Self {
-        Self { entries: parameters.iter().map(|(name, _)| (name.clone(), None)).collect() }
+        Self {
+            entries: parameters.iter().map(|(name, _)| (name.clone(), None)).collect(),
+            owned: vec![false; parameters.len()],
+        }
     }
 
     /// The gradients that a plain `backward()` of a loop of your own left in the parameters.
@@ -49,6 +55,8 @@ impl Gradients {
 
     /// Adds the gradients of `loss` with respect to the parameters (those that `self` was made for, in the same order).
     ///
+    /// From the third call on sums change in place: a shallow clone of one changes with it.
+    ///
     /// # Errors
     /// [`Error::UnfitLoss`] if the loss is not a single number or depends on nothing trainable; [`Error::Torch`] if libtorch fails.
     pub fn backward(&mut self, loss: &Tensor, parameters: &[(String, Tensor)]) -> Result<()> {
@@ -65,17 +73,25 @@ impl Gradients {
         let leaves: Vec<&Tensor> = parameters.iter().map(|(_, parameter)| parameter).collect();
         let new = Tensor::f_run_backward(&[loss], &leaves, false, false).context("the backward pass")?;
         let _guard = tch::no_grad_guard();
-        for ((_, slot), gradient) in self.entries.iter_mut().zip(new) {
+        let (mut sums, mut addends) = (Vec::new(), Vec::new());
+        for (((_, slot), owned), gradient) in self.entries.iter_mut().zip(&mut self.owned).zip(&new) {
             if !gradient.defined() {
                 continue;
             }
-            // Out of place: libtorch may return one tensor, or an expanded view, for two parameters.
-            *slot = Some(match slot.take() {
-                Some(sum) => sum.f_add(&gradient).context("summing gradients")?,
-                None => gradient,
-            });
+            let Some(sum) = slot else {
+                *slot = Some(gradient.shallow_clone());
+                continue;
+            };
+            if *owned {
+                sums.push(sum);
+                addends.push(gradient);
+            } else {
+                // Out of place: libtorch may return one tensor, or an expanded view, for two parameters.
+                *sum = sum.f_add(gradient).context("summing gradients")?;
+                *owned = true;
+            }
         }
-        Ok(())
+        add_all(&mut sums, &addends).context("summing gradients")
     }
 
     /// The names, and the gradients there are.
@@ -85,6 +101,8 @@ impl Gradients {
 
     /// The names, and the gradients to change or to set: for a [`crate::GradientReducer`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Option<Tensor>)> {
+        // What is set from outside may share its memory.
+        self.owned.fill(false);
         self.entries.iter_mut().map(|(name, gradient)| (name.as_str(), gradient))
     }
 
@@ -108,31 +126,20 @@ impl Gradients {
     /// [`Error::MissingGradient`] and [`Error::NonFiniteGradient`], with the names of the parameters.
     ///
     /// # References
-    /// `torch.nn.utils.get_total_norm`: the norm of the vector of norms.
+    /// `torch.nn.utils.get_total_norm`.
     pub fn norm(&self) -> Result<f64> {
-        let gradients = self.all()?;
-        if gradients.is_empty() {
-            return Ok(0.0);
+        let squares = squared_norms(&self.all()?).context("the gradient norm")?;
+        // Beyond f32 the moments overflow: as bad as an infinite gradient.
+        let finite = |square: f64| (square as f32).is_finite();
+        let total: f64 = squares.iter().sum();
+        if finite(total) {
+            return Ok(total.sqrt());
         }
-        let _guard = tch::no_grad_guard();
-        let norms: Vec<Tensor> = gradients
-            .iter()
-            .map(|gradient| gradient.f_norm()?.f_to_kind(Kind::Float)?.f_to_device(gradients[0].device()))
-            .collect::<std::result::Result<_, _>>()
-            .context("the gradient norm")?;
-        let norms = Tensor::f_stack(&norms, 0).context("the gradient norm")?;
-        // One copy to the host for the check and the sum: a sum of squares is finite exactly if all elements are (or it overflowed,
-        // and then the clipped update would be zero: as bad).
-        let total = norms.f_norm().and_then(|norm| norm.f_double_value(&[])).context("the gradient norm")?;
-        if total.is_finite() {
-            return Ok(total);
-        }
-        let norms = Vec::<f32>::try_from(&norms).context("the gradient norm")?;
         let mut parameters: Vec<String> = self
             .entries
             .iter()
-            .zip(&norms)
-            .filter(|(_, norm)| !norm.is_finite())
+            .zip(&squares)
+            .filter(|(_, square)| !finite(**square))
             .map(|((name, _), _)| name.clone())
             .collect();
         if parameters.is_empty() {
@@ -141,25 +148,32 @@ impl Gradients {
         Err(Error::NonFiniteGradient { parameters, place: Box::default() })
     }
 
-    /// Scales the gradients, of norm `norm`, down to `max_norm`; smaller ones stay as they are.
-    ///
-    /// `g = g * min(1, max_norm / (norm + 1e-6))`
-    ///
-    /// # Errors
-    /// [`Error::Torch`] if libtorch fails.
+    /// The factor that scales gradients of norm `norm` down to `max_norm`: `min(1, max_norm / (norm + 1e-6))`.
     ///
     /// # References
     /// `torch.nn.utils.clip_grads_with_norm_`.
-    pub fn scale_to(&mut self, max_norm: f64, norm: f64) -> Result<()> {
+    pub fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
         // In f32, as the reference does.
-        let coefficient = max_norm as f32 / (norm as f32 + 1e-6);
-        if coefficient >= 1.0 {
+        f64::from((max_norm as f32 / (norm as f32 + 1e-6)).min(1.0))
+    }
+
+    /// Scales the gradients, of norm `norm`, down to `max_norm`; smaller ones stay as they are.
+    ///
+    /// `g = g * clip_coefficient(max_norm, norm)`. An optimizer step does so on its way: [`AdamW::step_scaled`](crate::AdamW::step_scaled).
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if libtorch fails.
+    pub fn scale_to(&mut self, max_norm: f64, norm: f64) -> Result<()> {
+        let coefficient = Self::clip_coefficient(max_norm, norm);
+        if coefficient == 1.0 {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
-        for gradient in self.entries.iter_mut().filter_map(|(_, gradient)| gradient.as_mut()) {
+        for ((_, gradient), owned) in self.entries.iter_mut().zip(&mut self.owned) {
+            let Some(gradient) = gradient else { continue };
             // Out of place for the reason given in `backward`.
-            *gradient = gradient.f_mul_scalar(f64::from(coefficient)).context("clipping gradients")?;
+            *gradient = gradient.f_mul_scalar(coefficient).context("clipping gradients")?;
+            *owned = true;
         }
         Ok(())
     }
@@ -256,6 +270,31 @@ mod tests {
             let values = Vec::<f32>::try_from(gradient.unwrap()).unwrap();
             assert!(values.iter().all(|value| (value - 0.3).abs() < 1e-6), "{values:?}");
         }
+    }
+
+    #[test]
+    fn sums_change_only_in_memory_of_their_own() {
+        let parameters = vec![("a".to_string(), leaf(&[1.0, 2.0])), ("b".to_string(), leaf(&[5.0, 7.0]))];
+        let mut gradients = Gradients::new(&parameters);
+        let backward = |gradients: &mut Gradients| {
+            let loss = (&parameters[0].1 + &parameters[1].1 * 3.0).sum(Kind::Float);
+            gradients.backward(&loss, &parameters).unwrap();
+        };
+        for _ in 0..3 {
+            backward(&mut gradients);
+        }
+        // A reducer sets one tensor for both.
+        let shared = Tensor::from_slice(&[10.0f32, 20.0]);
+        for (_, gradient) in gradients.iter_mut() {
+            *gradient = Some(shared.shallow_clone());
+        }
+        for _ in 0..3 {
+            backward(&mut gradients);
+        }
+        assert_eq!(Vec::<f32>::try_from(&shared).unwrap(), [10.0, 20.0]);
+        let values: Vec<Vec<f32>> =
+            gradients.all().unwrap().iter().map(|g| Vec::try_from(*g).unwrap()).collect();
+        assert_eq!(values, [[13.0, 23.0], [19.0, 29.0]]);
     }
 
     #[test]

@@ -261,11 +261,12 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         self.reducer.sum_gradients(&mut accumulated.gradients).map_err(reducer_failed)?;
         let loss = self.reducer.sum_loss(accumulated.loss).map_err(reducer_failed)?;
         let grad_norm = accumulated.gradients.norm().map_err(|error| error.at(place()))?;
-        if self.arguments.max_grad_norm > 0.0 {
-            accumulated.gradients.scale_to(self.arguments.max_grad_norm, grad_norm)?;
-        }
+        let gradient_scale = match self.arguments.max_grad_norm {
+            max_norm if max_norm > 0.0 => Gradients::clip_coefficient(max_norm, grad_norm),
+            _ => 1.0,
+        };
         let learning_rate = self.schedule.learning_rate(steps_done);
-        self.optimizer.step(&accumulated.gradients, learning_rate)?;
+        self.optimizer.step_scaled(&accumulated.gradients, learning_rate, gradient_scale)?;
         // An update that went wrong shows in the next loss; the last has none.
         if steps_done + 1 == self.plan.max_steps {
             let parameters = non_finite(self.optimizer.parameters())?;

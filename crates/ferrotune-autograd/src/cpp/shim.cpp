@@ -140,6 +140,14 @@ void ferrotune_free_configuration(char* configuration) { std::free(configuration
 
 bool ferrotune_grad_mode_enabled() { return c10::GradMode::is_enabled(); }
 
+// Counts a change of the tensor's numbers that libtorch did not make itself. Inference tensors and undefined ones have no count.
+void ferrotune_mark_changed(Tensor* tensor) {
+  try {
+    if (tensor->defined() && !tensor->is_inference()) tensor->unsafeGetTensorImpl()->bump_version();
+  } catch (...) {
+  }
+}
+
 // Runs `body` on ranges of [begin, end) with libtorch's own thread pool. `body` must not unwind.
 void ferrotune_parallel_for(int64_t begin, int64_t end, int64_t grain_size, const void* body) {
   at::parallel_for(begin, end, grain_size,

@@ -1,4 +1,4 @@
-//! Tensors as rows of numbers: the one place where this crate touches a tensor's memory.
+//! Tensors as rows of numbers, read, and new ones filled.
 //!
 //! libtorch lets several handles share one memory, and no Rust borrow can see a write through another handle. What holds here is
 //! what libtorch demands of every operator: while a function reads its inputs, nobody writes them. Inside this module that is so,
@@ -10,7 +10,7 @@ use std::{marker::PhantomData, ops::Range, ptr::NonNull, slice};
 use tch::{Device, Kind, Tensor};
 
 /// Elements worth a thread: below about 10 microseconds of work a second thread costs more than it brings.
-const ELEMENTS_PER_THREAD: usize = 1 << 14;
+pub(super) const ELEMENTS_PER_THREAD: usize = 1 << 14;
 
 /// A tensor of f32 on the CPU as rows of numbers that lie side by side; the rows may lie apart, as those of a view's columns do.
 #[derive(Clone, Copy)]

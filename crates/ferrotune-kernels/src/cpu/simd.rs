@@ -179,6 +179,48 @@ pub(crate) fn map<const INPUTS: usize, const OUTPUTS: usize>(
     }
 }
 
+/// Replaces element `i` of each state by the formula's results for element `i` of inputs and states; all slices have one length.
+#[inline(always)]
+pub(crate) fn update<const INPUTS: usize, const STATES: usize>(
+    inputs: [&[f32]; INPUTS],
+    mut states: [&mut [f32]; STATES],
+    formula: impl Fn([f32; INPUTS], [f32; STATES]) -> [f32; STATES],
+) {
+    let length = states.first().map_or(0, |state| state.len());
+    let step = |inputs: &[[f32; LANES]; INPUTS], states: &mut [[f32; LANES]; STATES]| {
+        for lane in 0..LANES {
+            let input = std::array::from_fn(|place| inputs[place][lane]);
+            let results = formula(input, std::array::from_fn(|place| states[place][lane]));
+            for (state, result) in states.iter_mut().zip(results) {
+                state[lane] = result;
+            }
+        }
+    };
+    let mut start = 0;
+    while start + LANES <= length {
+        let (mut read, mut changed) = ([[0.0; LANES]; INPUTS], [[0.0; LANES]; STATES]);
+        for (block, input) in read.iter_mut().zip(&inputs) {
+            block.copy_from_slice(&input[start..start + LANES]);
+        }
+        for (block, state) in changed.iter_mut().zip(&states) {
+            block.copy_from_slice(&state[start..start + LANES]);
+        }
+        step(&read, &mut changed);
+        for (block, state) in changed.iter().zip(&mut states) {
+            state[start..start + LANES].copy_from_slice(block);
+        }
+        start += LANES;
+    }
+    if start < length {
+        let read = inputs.map(|input| padded(&input[start..length]));
+        let mut changed = states.each_ref().map(|state| padded(&state[start..]));
+        step(&read, &mut changed);
+        for (block, state) in changed.iter().zip(&mut states) {
+            state[start..].copy_from_slice(&block[..length - start]);
+        }
+    }
+}
+
 /// Runs a kernel once at every level that this machine has.
 #[cfg(test)]
 pub(crate) fn dispatch_to_all<K: Kernel>(mut kernel: impl FnMut() -> K, mut check: impl FnMut(Level)) {

@@ -13,7 +13,7 @@ mod rows;
 mod simd;
 
 pub(crate) use exp::exp;
-pub(crate) use in_place::{Change, change_all};
+pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
 pub(crate) use rows::{Rows, fill_rows};
 pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add, update};
 

@@ -35,6 +35,18 @@ pub enum Error {
     /// A dropout probability outside `[0, 1)`.
     #[error("dropout probability {0} is outside [0, 1)")]
     Dropout(f64),
+    /// An option with a value that makes no sense.
+    #[error("{function}: {option} is {found}, expected {expected}")]
+    InvalidOption {
+        /// The function called.
+        function: &'static str,
+        /// Which option.
+        option: &'static str,
+        /// Its value.
+        found: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
     /// The function failed inside the graph machinery.
     #[error(transparent)]
     Autograd(#[from] ferrotune_autograd::Error),

@@ -21,7 +21,7 @@ pub use attention::{AttentionOptions, cached_attention, causal_attention, rotary
 pub use error::{Error, Result};
 pub use frozen::{FrozenWeight, frozen_linear};
 pub use gradients::{add_all, squared_norms};
-pub use head_loss::linear_cross_entropy;
+pub use head_loss::{CrossEntropyOptions, linear_cross_entropy, linear_cross_entropy_with};
 pub use layout::{Segment, SequenceLayout};
 pub use lora_linear::{GroupMember, LowRank, grouped_lora_linear, lora_linear};
 pub use prologue::Prologue;

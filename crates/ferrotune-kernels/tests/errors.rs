@@ -1,7 +1,8 @@
 //! Each error, reached.
 
 use ferrotune_kernels::{
-    Error, FrozenWeight, LowRank, Mode, RandomKey, SequenceLayout, linear_cross_entropy, lora_linear,
+    CrossEntropyOptions, Error, FrozenWeight, LowRank, Mode, RandomKey, SequenceLayout, linear_cross_entropy,
+    linear_cross_entropy_with, lora_linear,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -16,6 +17,13 @@ fn each_mistake_is_an_error_of_its_own() {
     assert!(matches!(SequenceLayout::from_cu_seqlens(&[0, 3, 2]), Err(Error::Layout { .. })));
     let outside = linear_cross_entropy(&hidden, &head, &(&ids * 5));
     assert!(matches!(outside, Err(Error::TargetOutOfRange { id: 5, vocabulary: 5 })));
+    for (label_smoothing, z_loss, option) in
+        [(1.5, 0.0, "label_smoothing"), (0.0, -1.0, "z_loss"), (f64::NAN, 0.0, "label_smoothing")]
+    {
+        let options = CrossEntropyOptions { label_smoothing, z_loss, ..Default::default() };
+        let error = linear_cross_entropy_with(&hidden, &head, &ids, options).unwrap_err();
+        assert!(matches!(error, Error::InvalidOption { option: found, .. } if found == option), "{error}");
+    }
     let (a, b) = (ones(&[2, 4], Kind::Float), ones(&[5, 2], Kind::Float));
     let update = LowRank { a: &a, b: &b, scaling: 1.0, dropout: 1.5, layer: 0 };
     let result = lora_linear(&hidden, &head, None, Some(update), Mode::Train(RandomKey::from_seed(1)));

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in the helpers of tests
 
 use ferrotune_kernels::{
-    AttentionOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, Prologue, RandomKey, SequenceLayout,
-    cached_attention, causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy,
-    lora_linear, rms_norm, rotary, rotary_attention, swiglu,
+    AttentionOptions, CrossEntropyOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, Prologue,
+    RandomKey, SequenceLayout, cached_attention, causal_attention, frozen_linear, grouped_lora_linear,
+    linear_cross_entropy, linear_cross_entropy_with, lora_linear, rms_norm, rotary, rotary_attention, swiglu,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -146,6 +146,67 @@ fn linear_cross_entropy_equals_log_softmax_of_the_logits() {
             -log_probabilities.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
         },
     );
+}
+
+/// The loss by libtorch's own cross-entropy and the definition of the z-loss, in f64.
+fn plain_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    ids: &Tensor,
+    options: CrossEntropyOptions,
+) -> Tensor {
+    let logits = hidden.to_kind(Kind::Double).matmul(&weight.to_kind(Kind::Double).tr());
+    let CrossEntropyOptions { ignore_index, label_smoothing, z_loss } = options;
+    let reduction = tch::Reduction::None;
+    let losses = logits.cross_entropy_loss(ids, None::<&Tensor>, reduction, ignore_index, label_smoothing);
+    let log_sum = logits.logsumexp([1i64].as_slice(), false).masked_fill(&ids.eq(ignore_index), 0.0);
+    losses + log_sum.square() * z_loss
+}
+
+#[test]
+fn linear_cross_entropy_ignores_smooths_and_holds_logits_down_as_the_formulas_in_f64() {
+    let weight = noise(50, &[13, 7]) * 3.0;
+    let frozen = FrozenWeight::new(&weight).unwrap();
+    let ids = [[0i64, 12, 5, 5, 1, 7], [-100, 12, 5, -100, 1, -100], [3, 12, 5, 3, 1, 7], [-100; 6]];
+    for ids in ids {
+        let ids = Tensor::from_slice(&ids);
+        for (label_smoothing, z_loss) in [(0.0, 0.0), (0.3, 0.0), (0.0, 0.02), (0.1, 0.5), (1.0, 0.0)] {
+            for ignore_index in [-100, 3] {
+                let options = CrossEntropyOptions { ignore_index, label_smoothing, z_loss };
+                if ignore_index == 3 && ids.min().int64_value(&[]) < 0 {
+                    let refused = linear_cross_entropy_with(&noise(1, &[6, 7]), &frozen, &ids, options);
+                    assert!(matches!(refused, Err(Error::TargetOutOfRange { id: -100, .. })));
+                    continue;
+                }
+                let run = |loss: &dyn Fn(&Tensor) -> Tensor| {
+                    let hidden = leaf(1, &[6, 7]);
+                    let loss = loss(&hidden);
+                    (&loss * noise(99, &[6])).sum(Kind::Double).backward();
+                    (loss.detach().to_kind(Kind::Double), hidden.grad())
+                };
+                let (losses, grad) =
+                    run(&|hidden| linear_cross_entropy_with(hidden, &frozen, &ids, options).unwrap());
+                let (expected, expected_grad) =
+                    run(&|hidden| plain_cross_entropy(hidden, &weight, &ids, options));
+                // Where nothing counts, both are zero.
+                let near = |found: &Tensor, expected: &Tensor| {
+                    (found - expected).norm().double_value(&[]) <= 1e-6 * expected.norm().double_value(&[])
+                };
+                assert!(near(&losses, &expected), "{options:?}: {losses:?} {expected:?}");
+                assert!(near(&grad, &expected_grad), "{options:?}: {grad:?} {expected_grad:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_cross_entropy_in_f64_has_the_gradient_of_its_differences() {
+    let frozen = FrozenWeight::new(&noise(50, &[9, 4]).to_kind(Kind::Double)).unwrap();
+    let hidden = noise(1, &[5, 4]).to_kind(Kind::Double).set_requires_grad(true);
+    let ids = Tensor::from_slice(&[0i64, 8, -100, 3, 3]);
+    let options = CrossEntropyOptions { label_smoothing: 0.2, z_loss: 0.1, ..Default::default() };
+    let loss = |inputs: &[Tensor]| Ok(vec![linear_cross_entropy_with(&inputs[0], &frozen, &ids, options)?]);
+    ferrotune_autograd::GradientCheck::default().run(loss, &[hidden]).unwrap();
 }
 
 #[test]

@@ -4,7 +4,11 @@
 //! in-place operators it is the caller's word that no other thread does so meanwhile. That the tensors of one call do not overlap
 //! is checked here. Each change is counted, so that libtorch refuses a backward pass that saved what is changed.
 
-use super::rows::ELEMENTS_PER_THREAD;
+use super::{
+    Rows,
+    rows::{ELEMENTS_PER_THREAD, fill_rows_beside},
+};
+use crate::error::Result;
 use ferrotune_autograd::{mark_changed, parallel_for};
 use std::{ops::Range, ptr::NonNull, slice};
 use tch::{Device, Kind, Tensor};
@@ -104,6 +108,66 @@ impl<const CHANGED: usize, const READ: usize> Group<CHANGED, READ> {
             )
         }
     }
+}
+
+/// A part of the rows of a tensor, for one thread to change.
+pub(crate) struct RowsMut<'a> {
+    rows: &'a Start,
+    part: Range<usize>,
+}
+
+/// Where the rows of a tensor lie.
+struct Start {
+    start: NonNull<f32>,
+    width: usize,
+    stride: usize,
+}
+
+// SAFETY: threads form slices of different rows only, see `change_rows`.
+unsafe impl Sync for Start {}
+
+impl RowsMut<'_> {
+    /// The rows of this part.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.part.clone()
+    }
+
+    /// Row `index`, one of [`RowsMut::range`].
+    #[inline(always)]
+    pub(crate) fn row(&mut self, index: usize) -> &mut [f32] {
+        assert!(self.part.contains(&index), "row {index} of {:?}", self.part);
+        // SAFETY: `change_rows` found `width` f32 side by side at each row's start, and rows that do not overlap, in memory that
+        // the tensor, borrowed by its caller, keeps alive; it hands out each row in one part only. The slice borrows the part, so no
+        // second slice of this row exists. Any bits are an f32.
+        unsafe {
+            slice::from_raw_parts_mut(self.rows.start.as_ptr().add(index * self.rows.stride), self.rows.width)
+        }
+    }
+}
+
+/// Changes the rows of `x` (its last `inner_dims` dimensions, as in [`Rows::of`]) on libtorch's threads, and fills a new tensor for each
+/// shape on the way, as [`fill_rows`](super::fill_rows) does. `None`, and nothing has changed, where `x` has no such rows or they overlap.
+pub(crate) fn change_rows<const N: usize>(
+    x: &mut Tensor,
+    inner_dims: usize,
+    shapes: [&[i64]; N],
+    body: impl Fn(RowsMut<'_>, [&mut [f32]; N]) + Sync,
+) -> Result<Option<[Tensor; N]>> {
+    let Some((count, width, stride)) =
+        Rows::of(x, inner_dims).map(|rows| (rows.count(), rows.width(), rows.stride()))
+    else {
+        return Ok(None);
+    };
+    let Some(start) = NonNull::new(x.data_ptr().cast()) else { return Ok(None) };
+    if count > 1 && stride < width {
+        return Ok(None);
+    }
+    let rows = Start { start, width, stride };
+    let results = fill_rows_beside(width, count, shapes, |part, results| {
+        body(RowsMut { rows: &rows, part }, results);
+    })?;
+    mark_changed(x);
+    Ok(Some(results))
 }
 
 /// Where the elements of an f32 tensor on the CPU start, if they lie side by side in order.
@@ -210,6 +274,38 @@ mod tests {
             (Tensor::new(), Tensor::new()),
         ] {
             assert!(!add(&mut [(sum, x)]));
+        }
+    }
+
+    #[test]
+    fn every_row_changes_once_and_what_lies_between_stays() {
+        let wide = noise(1, &[1001, 20]);
+        let before = wide.copy();
+        let mut x = wide.narrow(1, 4, 8);
+        let [sums] = change_rows(&mut x, 1, [&[1001]], |mut rows, [sums]| {
+            for (index, sum) in rows.range().zip(sums) {
+                *sum = rows.row(index).iter().sum();
+                rows.row(index).iter_mut().for_each(|number| *number += index as f32);
+            }
+        })
+        .unwrap()
+        .unwrap();
+        let added = Tensor::arange(1001, (Kind::Float, Device::Cpu)).unsqueeze(1);
+        let expected = before.copy();
+        expected.narrow(1, 4, 8).copy_(&(before.narrow(1, 4, 8) + added));
+        assert_eq!(wide, expected);
+        let expected = before.narrow(1, 4, 8).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        assert!((sums - expected).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn rows_that_overlap_are_refused() {
+        for mut x in [
+            noise(1, &[1, 8]).expand([3, 8], false),
+            noise(1, &[20]).as_strided([3, 8], [4, 1], None),
+            noise(1, &[8, 3]).tr(),
+        ] {
+            assert!(change_rows(&mut x, 1, [], |_, []| panic!("rows that overlap")).unwrap().is_none());
         }
     }
 

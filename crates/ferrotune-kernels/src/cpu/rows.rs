@@ -69,6 +69,11 @@ impl<'a> Rows<'a> {
         self.width
     }
 
+    /// Numbers from the start of a row to that of the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// Row `index`.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> &'a [f32] {
@@ -105,6 +110,16 @@ pub(crate) fn fill_rows<const N: usize>(
     shapes: [&[i64]; N],
     body: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
 ) -> Result<[Tensor; N]> {
+    fill_rows_beside(0, count, shapes, body)
+}
+
+/// [`fill_rows`] where `body` works on another `elements` a row beside.
+pub(super) fn fill_rows_beside<const N: usize>(
+    elements: usize,
+    count: usize,
+    shapes: [&[i64]; N],
+    body: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
+) -> Result<[Tensor; N]> {
     let mut tensors = Vec::with_capacity(N);
     for shape in shapes {
         tensors.push(Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?);
@@ -115,7 +130,7 @@ pub(crate) fn fill_rows<const N: usize>(
         // An empty tensor has no memory; slices of no numbers may start anywhere.
         .map(|tensor| Start(NonNull::new(tensor.data_ptr().cast()).unwrap_or(NonNull::dangling())))
         .collect();
-    let per_row: usize = widths.iter().sum();
+    let per_row = elements + widths.iter().sum::<usize>();
     parallel_for(count, ELEMENTS_PER_THREAD / per_row.max(1), |range| {
         let parts = std::array::from_fn(|place| {
             let (start, width) = (&starts[place].0, widths[place]);

@@ -28,7 +28,7 @@ pub struct AttentionOptions {
 ///
 /// # Errors
 /// [`Error::Shape`] where the tensors do not fit each other or the layout; [`Error::Layout`] if a sequence has tokens in a cache
-/// (see [`cached_attention`]).
+/// (see [`CachedAttention`](crate::CachedAttention)).
 pub fn causal_attention(
     q: &Tensor,
     k: &Tensor,
@@ -79,43 +79,6 @@ pub fn rotary_attention(
     Ok(apply_one(RotaryAttention { segments, tables, kv_heads }, &[Some(qkv)])?)
 }
 
-/// Attention of the next tokens of one sequence over its cache, outside the graph.
-///
-/// The cache already holds the keys and values of the new tokens, which are its last `new` rows.
-///
-/// # Shapes
-/// - `q`: `[new, heads, head_dim]`; `k`, `v`: `[past + new, kv_heads, head_dim]`; returns `[new, heads, head_dim]`
-///
-/// # Errors
-/// [`Error::Shape`] where the tensors do not fit each other.
-pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOptions) -> Result<Tensor> {
-    const NAME: &str = "cached_attention";
-    check_shape(NAME, "q", q, &[-1, -1, -1])?;
-    let (new, head_dim) = (q.size()[0], q.size()[2]);
-    check_shape(NAME, "k", k, &[-1, -1, head_dim])?;
-    let (total, kv_heads) = (k.size()[0], k.size()[1]);
-    check_shape(NAME, "v", v, &[total, kv_heads, head_dim])?;
-    check_heads(NAME, "q", q, q.size()[1], kv_heads)?;
-    if new > total {
-        return Err(Error::Shape {
-            function: NAME,
-            what: "k".to_owned(),
-            found: k.size(),
-            expected: format!("at least {new} rows, those of the new tokens"),
-        });
-    }
-    let _no_grad = tch::no_grad_guard();
-    if new == 1 {
-        // A single query sees everything in its window: no mask at all.
-        let start = options.sliding_window.map_or(0, |window| (total - window).max(0));
-        let (k, v) = (k.f_narrow(0, start, total - start)?, v.f_narrow(0, start, total - start)?);
-        return from_heads(&attend(&heads(q)?, &heads(&k)?, &heads(&v)?, false, None, options.scale)?.0);
-    }
-    let mask = segment_mask(new, total - new, options, q)?;
-    let causal = mask.is_none();
-    from_heads(&attend(&heads(q)?, &heads(k)?, &heads(v)?, causal, mask.as_ref(), options.scale)?.0)
-}
-
 fn check_heads(function: &'static str, what: &str, x: &Tensor, heads: i64, kv_heads: i64) -> Result<()> {
     if heads > 0 && kv_heads > 0 && heads % kv_heads == 0 {
         return Ok(());
@@ -141,11 +104,6 @@ fn check_no_cache(layout: &SequenceLayout) -> Result<()> {
 /// `[tokens, heads, head_dim]` as `[1, heads, tokens, head_dim]`, a view.
 fn heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_transpose(0, 1)?.f_unsqueeze(0)?)
-}
-
-/// The inverse of [`heads`].
-fn from_heads(x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_squeeze_dim(0)?.f_transpose(0, 1)?)
 }
 
 /// Additive mask of `new` queries over `past + new` keys, or `None` where plain causality says the same.

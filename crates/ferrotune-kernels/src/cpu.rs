@@ -14,7 +14,7 @@ mod simd;
 
 pub(crate) use exp::exp;
 pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
-pub(crate) use rows::{Rows, fill_rows};
+pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
 pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add, update};
 
 /// A tensor of reproducible noise in `[-1, 1)`.

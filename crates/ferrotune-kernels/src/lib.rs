@@ -2,6 +2,7 @@
 
 mod adamw;
 mod attention;
+mod cached_attention;
 mod cpu;
 mod dropout;
 mod error;
@@ -17,7 +18,8 @@ mod rotary;
 mod swiglu;
 
 pub use adamw::{AdamWParameter, AdamWStep, adamw_step};
-pub use attention::{AttentionOptions, cached_attention, causal_attention, rotary_attention};
+pub use attention::{AttentionOptions, causal_attention, rotary_attention};
+pub use cached_attention::CachedAttention;
 pub use error::{Error, Result};
 pub use frozen::{FrozenWeight, frozen_linear};
 pub use gradients::{add_all, squared_norms};

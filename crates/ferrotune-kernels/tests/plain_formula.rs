@@ -3,7 +3,7 @@
 
 use ferrotune_kernels::{
     AttentionOptions, CrossEntropyOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, Prologue,
-    RandomKey, SequenceLayout, cached_attention, causal_attention, frozen_linear, grouped_lora_linear,
+    RandomKey, SequenceLayout, causal_attention, frozen_linear, grouped_lora_linear,
     linear_cross_entropy, linear_cross_entropy_with, lora_linear, rms_norm, rotary, rotary_attention, swiglu,
 };
 use tch::{Device, Kind, Tensor};
@@ -417,27 +417,6 @@ fn rotary_attention_rotates_queries_and_keys_and_leaves_values() {
                 plain_attention(&q, &k, &parts[2], &borders, 0.5, window.unwrap_or(i64::MAX))
             },
         );
-    }
-}
-
-#[test]
-fn decoding_with_a_cache_equals_the_whole_sequence() {
-    let (q, k, v) = (noise(1, &[9, 4, 8]), noise(2, &[9, 2, 8]), noise(3, &[9, 2, 8]));
-    for window in [None, Some(3), Some(5)] {
-        let options = AttentionOptions { scale: 0.6, sliding_window: window };
-        let whole = plain_attention(&q, &k, &v, &[0, 9], 0.6, window.unwrap_or(i64::MAX));
-        for (start, new) in [(8, 1), (4, 3), (0, 5)] {
-            let end = start + new;
-            let part = cached_attention(
-                &q.narrow(0, start, new),
-                &k.narrow(0, 0, end),
-                &v.narrow(0, 0, end),
-                options,
-            )
-            .unwrap();
-            let error = relative(&part, &whole.narrow(0, start, new));
-            assert!(error < 1e-6, "{start} {new} {window:?}: {error}");
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     rope, size,
 };
 use ferrotune_kernels::{
-    AttentionOptions, FrozenWeight, Mode, Prologue, SequenceLayout, linear_cross_entropy, rms_norm, rotary,
+    AttentionOptions, FrozenWeight, Mode, Prologue, SequenceLayout, linear_cross_entropy, rms_norm,
     rotary_attention,
 };
 use ferrotune_lora::{Adaptable, LoraLinear};
@@ -71,15 +71,6 @@ impl Attend for WithinBatch<'_> {
     fn attend(&mut self, _: usize, qkv: &Tensor, [cos, sin]: &[Tensor; 2]) -> Result<Tensor> {
         Ok(rotary_attention(qkv, self.kv_heads, cos, sin, self.layout, self.options)?)
     }
-}
-
-/// Rotated queries and keys, and the values, of `[tokens, heads + 2 * kv_heads, head_dim]`.
-pub(crate) fn rotated(qkv: &Tensor, kv_heads: i64, [cos, sin]: &[Tensor; 2]) -> Result<[Tensor; 3]> {
-    let heads = qkv.size()[1] - 2 * kv_heads;
-    // q and k lie side by side and are rotated in one go.
-    let qk = rotary(&qkv.f_narrow(1, 0, heads + kv_heads)?, cos, sin)?;
-    let (q, k) = (qk.f_narrow(1, 0, heads)?, qk.f_narrow(1, heads, kv_heads)?);
-    Ok([q, k, qkv.f_narrow(1, heads + kv_heads, kv_heads)?])
 }
 
 impl CausalLm {

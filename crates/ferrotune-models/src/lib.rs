@@ -17,6 +17,6 @@ pub use checkpoint::Checkpoint;
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::{CausalLm, PackedInputs};
 pub use error::{Error, Result};
-pub use generate::{Generated, GenerationConfig, generate};
+pub use generate::{Generated, GenerationConfig, PASS_TOKENS, generate};
 pub use size::ModelSize;
 pub use tch;

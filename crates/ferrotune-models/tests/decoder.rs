@@ -100,34 +100,53 @@ fn loss_and_every_gradient_equal_peft() {
     }
 }
 
+/// The answer to a prompt by running all of it for each token, and whether it ended with `stop`.
+fn naive(
+    model: &CausalLm,
+    prompt: &[i64],
+    adapter: Option<usize>,
+    stop: i64,
+    most: usize,
+) -> (Vec<i64>, bool) {
+    let mut ids = prompt.to_vec();
+    loop {
+        let layout = SequenceLayout::from_cu_seqlens(&[0, ids.len() as i64]).unwrap().with_adapter(adapter);
+        let logits = model.logits(&ids, &layout, Some(&[ids.len() as i64 - 1])).unwrap();
+        let next = logits.argmax(-1, false).int64_value(&[0]);
+        if next == stop {
+            return (ids[prompt.len()..].to_vec(), true);
+        }
+        ids.push(next);
+        if ids.len() == prompt.len() + most {
+            return (ids[prompt.len()..].to_vec(), false);
+        }
+    }
+}
+
 #[test]
 fn generation_with_a_cache_equals_running_the_whole_sequence_each_time() {
+    let begun = |own: &[i64]| [&[12, 3, 40, 7].repeat(5), own].concat();
+    let prompts: Vec<Vec<i64>> = vec![
+        vec![5, 7, 9],
+        vec![11],
+        begun(&[4, 1]),
+        vec![4, 4, 8, 20, 31, 6, 5],
+        begun(&[30, 2, 9]),
+        begun(&[]),
+        vec![9; 12],
+        begun(&[[6, 8].repeat(9), vec![1]].concat()),
+        begun(&[4, 1]),
+        begun(&[[6, 8].repeat(9), vec![2, 3]].concat()),
+    ];
     for case in ["llama_gqa_untied", "mistral_window", "llama_head_dim_bias_mqa"] {
         let mut model = load(case);
         ferrotune_lora::load(&mut model, "default", 0, fixture(case).join("adapter"), false).unwrap();
-        let prompts: Vec<Vec<i64>> =
-            vec![vec![5, 7, 9], vec![11], vec![4, 4, 8, 20, 31, 6, 5], vec![30, 2], vec![9; 12]];
         for adapter in [None, Some(0)] {
-            let naive = |prompt: &Vec<i64>, stop: i64| {
-                let mut ids = prompt.clone();
-                loop {
-                    let layout = SequenceLayout::from_cu_seqlens(&[0, ids.len() as i64])
-                        .unwrap()
-                        .with_adapter(adapter);
-                    let logits = model.logits(&ids, &layout, Some(&[ids.len() as i64 - 1])).unwrap();
-                    let next = logits.argmax(-1, false).int64_value(&[0]);
-                    if next == stop {
-                        return (ids[prompt.len()..].to_vec(), true);
-                    }
-                    ids.push(next);
-                    if ids.len() == prompt.len() + 14 {
-                        return (ids[prompt.len()..].to_vec(), false);
-                    }
-                }
-            };
             // A stop token that some answers reach early makes sequences leave and enter the batch.
-            let stop = naive(&prompts[0], -1).0[2];
-            for batch_size in [1, 2, 5, 9] {
+            let stop = naive(&model, &prompts[0], adapter, -1, 14).0[2];
+            let expected: Vec<_> =
+                prompts.iter().map(|prompt| naive(&model, prompt, adapter, stop, 14)).collect();
+            for batch_size in [1, 2, 5, 19] {
                 let config =
                     GenerationConfig { max_new_tokens: 14, batch_size, eos_token_ids: vec![stop], adapter };
                 let mut streamed = vec![Vec::new(); prompts.len()];
@@ -136,17 +155,42 @@ fn generation_with_a_cache_equals_running_the_whole_sequence_each_time() {
                     true
                 })
                 .unwrap();
-                for (answer, prompt) in answers.iter().zip(&prompts) {
-                    assert_eq!(
-                        (answer.token_ids.clone(), answer.finished),
-                        naive(prompt, stop),
-                        "{case} {adapter:?} {batch_size}"
-                    );
+                for (answer, expected) in answers.into_iter().zip(&expected) {
                     assert_eq!(streamed[answer.prompt], answer.token_ids);
+                    assert_eq!(
+                        &(answer.token_ids, answer.finished),
+                        expected,
+                        "{case} {adapter:?} {batch_size} {}",
+                        answer.prompt
+                    );
                 }
             }
         }
     }
+}
+
+#[test]
+fn prompts_beyond_one_pass_are_computed_in_several() {
+    let model = load("mistral_window");
+    // 60 prompts of 45 tokens: more than 2048, and the border of a pass falls inside a prompt.
+    let prompts: Vec<Vec<i64>> = (0..60)
+        .map(|prompt| {
+            (0..45).map(|place| (prompt * (place + 3) + place * place + prompt / 50) % 50).collect()
+        })
+        .collect();
+    let config = GenerationConfig { max_new_tokens: 4, batch_size: 60, eos_token_ids: vec![], adapter: None };
+    let mut begun = Vec::new();
+    let answers = generate(&model, &prompts, &config, &mut |prompt, _| {
+        begun.push(prompt);
+        true
+    })
+    .unwrap();
+    for (answer, prompt) in answers.into_iter().zip(&prompts) {
+        assert_eq!((answer.token_ids, answer.finished), naive(&model, prompt, None, -1, 4));
+    }
+    // Those of the first pass go on while the others are computed.
+    assert_eq!(begun[..45], *(0..45).collect::<Vec<_>>());
+    assert_eq!(begun[45..47], [0, 1]);
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn agree(predicted: &MemoryNeed, measured: f64) {
 }
 
 #[test]
-fn loading_training_and_generating_take_what_is_predicted() {
+fn loading_generating_and_training_take_what_is_predicted() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
     tch::set_num_threads(2);
@@ -87,6 +87,20 @@ fn loading_training_and_generating_take_what_is_predicted() {
     agree(&need, measured);
 
     let mut model = model.unwrap();
+    let answer = |prompts: &[Vec<i64>]| {
+        let (max_new_tokens, batch_size) = (4, 12);
+        let config =
+            GenerationConfig { max_new_tokens, batch_size, eos_token_ids: Vec::new(), adapter: None };
+        let need = MemoryNeed::of_generation(model.config(), prompts, max_new_tokens, batch_size);
+        (need, growth(|| generate(&model, prompts, &config, &mut |_, _| true).unwrap()).1)
+    };
+    // The code that computes is loaded by its first use.
+    answer(&[vec![1; 50]]);
+    // They share nothing, and more of them are computed together than a pass takes.
+    let prompts: Vec<Vec<i64>> = (1..13).map(|first| vec![first; 500]).collect();
+    let (need, measured) = answer(&prompts);
+    agree(&need, measured);
+
     let config = LoraConfig { target_modules: TargetModules::AllLinear, ..LoraConfig::default() };
     let adapter = inject(&mut model, "default", 0, &config, RandomKey::from_seed(1)).unwrap();
     let row = |length: u32| Tokenized {
@@ -103,13 +117,5 @@ fn loading_training_and_generating_take_what_is_predicted() {
         let task = CausalLmTask::new(&model, &adapter);
         task.loss(&batch, Mode::Train(RandomKey::from_seed(1))).unwrap().backward();
     });
-    agree(&need, measured);
-
-    let prompts = vec![vec![1; 500]; 12];
-    let need = MemoryNeed::of_generation(model.config(), &prompts, 500, 12);
-    let config =
-        GenerationConfig { max_new_tokens: 500, batch_size: 12, eos_token_ids: Vec::new(), adapter: None };
-    // The first token of each will do.
-    let (_, measured) = growth(|| generate(&model, &prompts, &config, &mut |_, _| false).unwrap());
     agree(&need, measured);
 }

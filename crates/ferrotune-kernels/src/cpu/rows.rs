@@ -114,7 +114,7 @@ pub(crate) fn fill_rows<const N: usize>(
 }
 
 /// [`fill_rows`] where `body` works on another `elements` a row beside.
-pub(super) fn fill_rows_beside<const N: usize>(
+pub(crate) fn fill_rows_beside<const N: usize>(
     elements: usize,
     count: usize,
     shapes: [&[i64]; N],

@@ -40,15 +40,12 @@ impl MemoryNeed {
         let shape = Shape::of(config);
         // x, q k v, attended and its log-sum-exp, x, gate and up: norms, gates and rotations are computed again in backward.
         let kept = 2 * shape.hidden + shape.qkv + shape.queries + shape.heads + 2 * shape.intermediate;
-        // The holes that norms and gates leave between what is kept: the C library's allocator fills them with smaller tensors, and
-        // then finds no room for the next layer's.
-        let holes = 2 * shape.hidden + shape.intermediate;
         let layers = |width: u64| bytes(tokens, width.saturating_mul(config.num_hidden_layers as u64));
         Self {
             parts: vec![
                 ("gradients and AdamW", bytes(3, parameters)),
                 ("activations", layers(kept)),
-                ("holes between them", layers(holes)),
+                ("holes between them", layers(shape.holes())),
                 ("backward or logits", shape.feed_forward(tokens).max(shape.logits(targets, 2))),
             ],
         }
@@ -62,7 +59,7 @@ impl MemoryNeed {
         Self { parts: vec![("activations and logits", shape.layer(tokens).max(shape.logits(targets, 2)))] }
     }
 
-    /// Answering prompts: the cache of keys and values, and a layer over the longest prompts.
+    /// Answering prompts: the cache of keys and values, and a layer over the longest prompts. What prompts share is counted for each.
     pub fn of_generation(
         config: &ModelConfig,
         prompts: &[Vec<i64>],
@@ -70,16 +67,17 @@ impl MemoryNeed {
         batch_size: usize,
     ) -> Self {
         let slots = batch_size.clamp(1, prompts.len().max(1)) as u64;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
+        let tokens = largest_sum(prompts.iter().map(Vec::len), batch_size);
         let shape = Shape::of(config);
-        let rows = slots.saturating_mul(longest.saturating_add(max_new_tokens as u64));
+        let rows = tokens.saturating_add(slots.saturating_mul(max_new_tokens as u64));
         let keys_and_values = shape.qkv - shape.queries;
-        let prefill = shape.layer(largest_sum(prompts.iter().map(Vec::len), batch_size));
+        let pass = tokens.min(ferrotune_models::PASS_TOKENS as u64);
         let logits = bytes(slots, 2 * shape.vocabulary);
         Self {
             parts: vec![
                 ("cache", bytes(rows, keys_and_values.saturating_mul(config.num_hidden_layers as u64))),
-                ("activations", prefill.max(logits)),
+                ("activations", shape.layer(pass).max(logits)),
+                ("holes between them", bytes(pass, shape.holes())),
             ],
         }
     }
@@ -185,6 +183,12 @@ impl Shape {
         bytes(tokens, attention.max(feed_forward))
     }
 
+    /// What norms and gates leave between other tensors when they are freed: the C library's allocator fills it with smaller tensors,
+    /// and then finds no room for the next layer's.
+    fn holes(&self) -> u64 {
+        2 * self.hidden + self.intermediate
+    }
+
     /// Gradients of a feed-forward block, and its gates once more.
     fn feed_forward(&self, tokens: u64) -> u64 {
         bytes(tokens, 3 * self.hidden + 4 * self.intermediate)
@@ -261,11 +265,11 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_holds_keys_and_values_of_every_layer_and_slot() {
+    fn the_cache_holds_keys_and_values_of_every_layer_and_sequence() {
         let prompts = vec![vec![1; 10], vec![1; 30], vec![1; 20]];
         let need = MemoryNeed::of_generation(&config(5), &prompts, 6, 2);
-        // 2 slots, 36 tokens, keys and values of 2 heads of 16, 5 layers, f32
-        assert_eq!(need.parts[0], ("cache", 2 * 36 * 2 * 2 * 16 * 5 * 4));
+        // 2 sequences, 30 + 20 + 2 * 6 tokens, keys and values of 2 heads of 16, 5 layers, f32
+        assert_eq!(need.parts[0], ("cache", (30 + 20 + 2 * 6) * 2 * 2 * 16 * 5 * 4));
     }
 
     #[test]

@@ -1,0 +1,265 @@
+//! Attention over cached rows in one pass: no mask, no padding, no copy of keys and values.
+
+use super::Sequence;
+use crate::{
+    attention::AttentionOptions,
+    cpu::{Kernel, LANES, Rows, dispatch, dot, exp, fill_rows_beside, mul_add},
+    error::Result,
+};
+use std::ops::Range;
+use tch::Tensor;
+
+/// Keys between two corrections of the running maximum.
+const KEYS: usize = 2 * LANES;
+/// New tokens whose queries run over the keys together, so that keys are read from the nearest cache for all but the first.
+const TOKENS: usize = 8;
+/// Products in the time of an element of a pass over memory.
+const PRODUCTS_PER_ELEMENT: usize = 16;
+
+/// The attention of `q`, `[total_tokens, heads, head_dim]`; `None` if the tensors are not f32 on the CPU.
+pub(super) fn attend(
+    sequences: &[Sequence],
+    q: &Tensor,
+    cache: &Tensor,
+    options: AttentionOptions,
+) -> Result<Option<Tensor>> {
+    let (Some(queries), Some(cached)) = (Rows::of(q, 2), Rows::of(cache, 2)) else { return Ok(None) };
+    let (shape, kv_heads) = (q.size(), cache.size()[1] as usize / 2);
+    let width = queries.width() / kv_heads;
+    let head_dim = cached.width() / (2 * kv_heads);
+    let pairs: usize = sequences
+        .iter()
+        .map(|sequence| sequence.tokens.len() * (sequence.past + sequence.tokens.len()))
+        .sum();
+    let work = 2 * width * (pairs / queries.count()) / PRODUCTS_PER_ELEMENT;
+    // A row of the result is a token's part of one head of keys: a single token, too, has work for several threads.
+    let count = queries.count() * kv_heads;
+    let [y] = fill_rows_beside(work, count, [&shape], |range, [y]| {
+        dispatch(Attention {
+            sequences,
+            queries,
+            cached,
+            kv_heads,
+            head_dim,
+            scale: options.scale as f32,
+            window: options.sliding_window.map_or(usize::MAX, |window| window.max(0) as usize),
+            range,
+            y,
+        });
+    })?;
+    Ok(Some(y))
+}
+
+struct Attention<'a> {
+    sequences: &'a [Sequence],
+    queries: Rows<'a>,
+    cached: Rows<'a>,
+    kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    window: usize,
+    /// Of the numbers `token * kv_heads + kv_head`.
+    range: Range<usize>,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Attention<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let width = self.queries.width() / self.kv_heads;
+        let mut tile = Tile::new(width / self.head_dim, self.head_dim);
+        for kv_head in 0..self.kv_heads {
+            // The tokens t for which t * kv_heads + kv_head lies in the range.
+            let first = |place: usize| (place + self.kv_heads - 1 - kv_head) / self.kv_heads;
+            for sequence in self.sequences {
+                let start = first(self.range.start).max(sequence.tokens.start);
+                let end = first(self.range.end).min(sequence.tokens.end);
+                for start in (start..end).step_by(TOKENS) {
+                    let tokens = start..end.min(start + TOKENS);
+                    tile.begin(tokens.len(), sequence.past + start - sequence.tokens.start);
+                    for (token, q) in tokens.clone().zip(tile.q.chunks_exact_mut(width)) {
+                        let query = &self.queries.row(token)[kv_head * width..][..width];
+                        q.iter_mut().zip(query).for_each(|(q, query)| *q = query * self.scale);
+                    }
+                    let cached = |row: usize, head: usize| {
+                        &self.cached.row(row)[head * self.head_dim..][..self.head_dim]
+                    };
+                    tile.attend::<FMA>(
+                        &sequence.rows,
+                        self.window,
+                        |row| cached(row, kv_head),
+                        |row| cached(row, self.kv_heads + kv_head),
+                    );
+                    for (token, y) in tokens.zip(tile.y.chunks_exact(width)) {
+                        let place = token * self.kv_heads + kv_head - self.range.start;
+                        self.y[place * width..][..width].copy_from_slice(y);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The queries of a few tokens that read one head of keys, and their sums so far.
+///
+/// The softmax is formed as keys come: sums are relative to the largest score so far, and corrected when a larger one is met.
+///
+/// # References
+/// Milakov and Gimelshein 2018, arXiv:1805.02867.
+struct Tile {
+    group: usize,
+    head_dim: usize,
+    /// Tokens in use, and the position of the first.
+    tokens: usize,
+    position: usize,
+    /// `[TOKENS, group, head_dim]`, scaled.
+    q: Vec<f32>,
+    /// `sum_j exp(score_j - largest) v_j`, as `q`.
+    y: Vec<f32>,
+    /// The largest score, and `sum_j exp(score_j - largest)`, `[TOKENS, group]` each.
+    largest: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+impl Tile {
+    #[inline(always)]
+    fn new(group: usize, head_dim: usize) -> Self {
+        let rows = TOKENS * group;
+        let (numbers, scalars) = (vec![0.0; rows * head_dim], vec![0.0; rows]);
+        Self {
+            group,
+            head_dim,
+            tokens: 0,
+            position: 0,
+            q: numbers.clone(),
+            y: numbers,
+            largest: scalars.clone(),
+            sum: scalars,
+        }
+    }
+
+    #[inline(always)]
+    fn begin(&mut self, tokens: usize, position: usize) {
+        (self.tokens, self.position) = (tokens, position);
+        self.y.fill(0.0);
+        self.largest.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+    }
+
+    /// The attention of all tokens over the rows of their sequence.
+    #[inline(always)]
+    fn attend<'a, const FMA: bool>(
+        &mut self,
+        rows: &[Range<usize>],
+        window: usize,
+        key: impl Fn(usize) -> &'a [f32],
+        value: impl Fn(usize) -> &'a [f32],
+    ) {
+        // What a token at a position sees.
+        let seen = |position: usize| (position + 1).saturating_sub(window)..position + 1;
+        let all = seen(self.position).start..self.position + self.tokens;
+        let mut passed = 0;
+        for rows in rows {
+            let (mut start, end) = (all.start.max(passed), all.end.min(passed + rows.len()));
+            while start < end {
+                let block = start..end.min(start + KEYS);
+                for token in 0..self.tokens {
+                    let seen = seen(self.position + token);
+                    let keys = block.start.max(seen.start)..block.end.min(seen.end);
+                    if !keys.is_empty() {
+                        let rows = rows.start + keys.start - passed..rows.start + keys.end - passed;
+                        self.add::<FMA>(token, rows, &key, &value);
+                    }
+                }
+                start = block.end;
+            }
+            passed += rows.len();
+        }
+        for (y, sum) in self.y.chunks_exact_mut(self.head_dim).zip(&self.sum) {
+            y.iter_mut().for_each(|y| *y /= sum);
+        }
+    }
+
+    /// Lets the queries of a token see up to [`KEYS`] more rows.
+    #[inline(always)]
+    fn add<'a, const FMA: bool>(
+        &mut self,
+        token: usize,
+        rows: Range<usize>,
+        key: &impl Fn(usize) -> &'a [f32],
+        value: &impl Fn(usize) -> &'a [f32],
+    ) {
+        for query in token * self.group..(token + 1) * self.group {
+            let place = query * self.head_dim..(query + 1) * self.head_dim;
+            let (q, y) = (&self.q[place.clone()], &mut self.y[place]);
+            // Scores beyond the last stay as small as can be, and weigh nothing.
+            let mut weights = [f32::NEG_INFINITY; KEYS];
+            for (score, row) in weights.iter_mut().zip(rows.clone()) {
+                *score = dot::<FMA>(q, key(row));
+            }
+            let new = largest(&weights);
+            if new > self.largest[query] {
+                let correction = exp::<FMA>(self.largest[query] - new);
+                y.iter_mut().for_each(|y| *y *= correction);
+                self.sum[query] *= correction;
+                self.largest[query] = new;
+            }
+            for weight in &mut weights {
+                *weight = exp::<FMA>(*weight - self.largest[query]);
+            }
+            self.sum[query] += dot::<FMA>(&weights, &[1.0; KEYS]);
+            let mut row = rows.start;
+            while row + 4 <= rows.end {
+                let start = row - rows.start;
+                let weights = std::array::from_fn(|i| weights[start + i]);
+                add_rows::<4, FMA>(y, weights, std::array::from_fn(|i| value(row + i)));
+                row += 4;
+            }
+            for row in row..rows.end {
+                add_rows::<1, FMA>(y, [weights[row - rows.start]], [value(row)]);
+            }
+        }
+    }
+}
+
+/// The largest number; NaN counts as none.
+#[inline(always)]
+fn largest(numbers: &[f32; KEYS]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for numbers in numbers.as_chunks::<LANES>().0 {
+        for (lane, &number) in lanes.iter_mut().zip(numbers) {
+            *lane = larger(*lane, number);
+        }
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = larger(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `y += sum_i weights_i rows_i`, all of the length of `y`.
+#[inline(always)]
+fn add_rows<const N: usize, const FMA: bool>(y: &mut [f32], weights: [f32; N], rows: [&[f32]; N]) {
+    let (blocks, rest) = y.as_chunks_mut::<LANES>();
+    let parts = rows.map(|row| row.as_chunks::<LANES>());
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let mut sums = *block;
+        for (weight, (part, _)) in weights.iter().zip(&parts) {
+            let part = part[index];
+            for lane in 0..LANES {
+                sums[lane] = mul_add::<FMA>(*weight, part[lane], sums[lane]);
+            }
+        }
+        *block = sums;
+    }
+    for (weight, (_, part)) in weights.iter().zip(&parts) {
+        for (y, number) in rest.iter_mut().zip(*part) {
+            *y = mul_add::<FMA>(*weight, *number, *y);
+        }
+    }
+}

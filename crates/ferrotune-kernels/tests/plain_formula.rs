@@ -3,8 +3,8 @@
 
 use ferrotune_kernels::{
     AttentionOptions, CrossEntropyOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, Prologue,
-    RandomKey, SequenceLayout, causal_attention, frozen_linear, grouped_lora_linear,
-    linear_cross_entropy, linear_cross_entropy_with, lora_linear, rms_norm, rotary, rotary_attention, swiglu,
+    RandomKey, SequenceLayout, causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy,
+    linear_cross_entropy_with, lora_linear, rms_norm, rotary, rotary_attention, swiglu,
 };
 use tch::{Device, Kind, Tensor};
 

@@ -102,6 +102,7 @@ impl Cache {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of ranges may have one")]
 mod tests {
     use super::*;
     use std::path::Path;

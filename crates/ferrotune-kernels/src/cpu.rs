@@ -7,6 +7,8 @@
 mod exp;
 #[allow(unsafe_code)] // numbers of tensors as slices that change
 mod in_place;
+#[allow(unsafe_code)] // numbers of tensors by address
+mod product;
 #[allow(unsafe_code)] // numbers of tensors as slices
 mod rows;
 #[allow(unsafe_code)] // calls of functions compiled for an instruction set
@@ -14,6 +16,7 @@ mod simd;
 
 pub(crate) use exp::exp;
 pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
+pub(crate) use product::{Matrix, Term, product, sum_of_products};
 pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
 pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add, update};
 

@@ -1,6 +1,9 @@
 //! A weight that never changes.
 
-use crate::error::{Result, check_shape};
+use crate::{
+    cpu::{Matrix, Term, sum_of_products},
+    error::{Result, check_shape},
+};
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use tch::{Kind, Tensor};
 
@@ -77,7 +80,7 @@ impl FrozenWeight {
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
     pub fn forward_product(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_matmul(&self.weight.f_tr()?)?)
+        self.forward_product_with(x, &[])
     }
 
     /// `grad W`: `[tokens, out_features]` to `[tokens, in_features]`, the gradient of the input, outside the graph.
@@ -85,8 +88,75 @@ impl FrozenWeight {
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
     pub fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
-        Ok(grad.f_matmul(&self.weight)?)
+        self.input_gradient_with(grad, &[])
     }
+
+    /// `x W^T`, with `projected_i B_i^T` added to the columns of each update, in one pass over the result.
+    pub(crate) fn forward_product_with(&self, x: &Tensor, updates: &[Update]) -> Result<Tensor> {
+        fn of<'a>(update: &Update<'a>) -> Option<Term<'a>> {
+            let (left, right) = (Matrix::of(update.projected)?, Matrix::of(update.factor)?.turned());
+            Some(Term { first_column: usize::try_from(update.first_column).ok()?, ..Term::new(left, right) })
+        }
+        let base = Matrix::of(x).zip(Matrix::of(&self.weight).map(Matrix::turned));
+        if let Some(y) = self.sum(base, updates.iter().map(of))? {
+            return Ok(y);
+        }
+        let y = x.f_matmul(&self.weight.f_tr()?)?;
+        for update in updates {
+            let mut columns = y.f_narrow(1, update.first_column, update.factor.size()[0])?;
+            add_product(&mut columns, update.projected, &update.factor.f_tr()?)?;
+        }
+        Ok(y)
+    }
+
+    /// `grad W`, with `projected_i A_i` added for each update (its first column is of no meaning), in one pass over the result.
+    pub(crate) fn input_gradient_with(&self, grad: &Tensor, updates: &[Update]) -> Result<Tensor> {
+        fn of<'a>(update: &Update<'a>) -> Option<Term<'a>> {
+            Some(Term::new(Matrix::of(update.projected)?, Matrix::of(update.factor)?))
+        }
+        let base = Matrix::of(grad).zip(Matrix::of(&self.weight));
+        if let Some(grad_x) = self.sum(base, updates.iter().map(of))? {
+            return Ok(grad_x);
+        }
+        let mut grad_x = grad.f_matmul(&self.weight)?;
+        for update in updates {
+            add_product(&mut grad_x, update.projected, update.factor)?;
+        }
+        Ok(grad_x)
+    }
+
+    fn sum<'a>(
+        &self,
+        base: Option<(Matrix<'a>, Matrix<'a>)>,
+        updates: impl Iterator<Item = Option<Term<'a>>>,
+    ) -> Result<Option<Tensor>> {
+        let base = base.map(|(left, right)| Term::new(left, right));
+        match std::iter::once(base).chain(updates).collect::<Option<Vec<_>>>() {
+            Some(terms) => sum_of_products(&terms),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A product of few columns that is added to that with the frozen weight.
+pub(crate) struct Update<'a> {
+    /// `[tokens, rank]`
+    pub(crate) projected: &'a Tensor,
+    /// `B_i`, `[out_features_i, rank]`, in forward; `A_i`, `[rank, in_features]`, in backward.
+    pub(crate) factor: &'a Tensor,
+    /// First of the columns of the result that a forward update acts on.
+    pub(crate) first_column: i64,
+}
+
+/// `target += left right`, formed in the kind of `left` and rounded once where the kinds differ.
+fn add_product(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
+    if target.kind() == left.kind() {
+        let _ = target.f_addmm_(left, right)?;
+    } else {
+        let sum = target.f_to_kind(left.kind())?.f_addmm_(left, right)?;
+        target.f_copy_(&sum)?;
+    }
+    Ok(())
 }
 
 /// `y = x W^T + bias`, differentiable in `x` alone.

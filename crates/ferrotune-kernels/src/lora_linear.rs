@@ -1,9 +1,10 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
+    cpu::product,
     dropout::Dropout,
     error::{Error, Result, check_shape},
-    frozen::{FrozenWeight, flatten_rows, frozen_linear},
+    frozen::{FrozenWeight, Update, flatten_rows, frozen_linear},
     prologue::{OwnedPrologue, Prologue},
     random::Mode,
 };
@@ -178,21 +179,44 @@ impl GroupedLora {
         let kind = adapters[0].kind();
         if self.shares_input() {
             let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
-            let projected = x.f_to_kind(kind)?.f_matmul(&Tensor::f_cat(&a, 0)?.f_tr()?)?;
+            let projected = multiply(&x.f_to_kind(kind)?, &Tensor::f_cat(&a, 0)?.f_tr()?)?;
             let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
             let parts = projected.f_split_with_sizes(ranks.as_slice(), 1)?;
             return parts
-                .iter()
+                .into_iter()
                 .zip(&self.places)
-                .map(|(part, place)| Ok(part.f_mul_scalar(place.scaling)?))
+                .map(|(mut part, place)| Ok(part.f_mul_scalar_(place.scaling)?))
                 .collect();
         }
         let mut projected = Vec::with_capacity(self.places.len());
         for (place, pair) in self.places.iter().zip(adapters.chunks(2)) {
             let input = Self::update_input(place, x, kind)?;
-            projected.push(input.f_matmul(&pair[0].f_tr()?)?.f_mul_scalar_(place.scaling)?);
+            projected.push(multiply(&input, &pair[0].f_tr()?)?.f_mul_scalar_(place.scaling)?);
         }
         Ok(projected)
+    }
+}
+
+impl GroupedLora {
+    /// The gradient of what the products read: through the frozen weight, and through each update.
+    fn input_gradient(
+        &self,
+        grad: &Tensor,
+        grad_projected: &[Tensor],
+        adapters: &[&Tensor],
+    ) -> Result<Tensor> {
+        let plain: Vec<Update> = (self.places.iter().zip(grad_projected).zip(adapters.chunks(2)))
+            .filter(|((place, _), _)| place.dropout.is_none())
+            .map(|((_, projected), pair)| Update { projected, factor: pair[0], first_column: 0 })
+            .collect();
+        let mut grad_x = self.weight.input_gradient_with(grad, &plain)?;
+        for ((place, projected), pair) in self.places.iter().zip(grad_projected).zip(adapters.chunks(2)) {
+            if let Some(dropout) = &place.dropout {
+                let masked = dropout.apply(&multiply(projected, pair[0])?)?;
+                let _ = grad_x.f_add_(&masked.f_to_kind(grad_x.kind())?)?;
+            }
+        }
+        Ok(grad_x)
     }
 }
 
@@ -205,20 +229,17 @@ impl Function for GroupedLora {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
         let stepped = self.prologue.forward(x)?;
-        let mut y = self.weight.forward_product(&stepped.y)?;
+        let projected = self.project(&stepped.y, adapters)?;
+        let updates: Vec<Update> = (self.places.iter().zip(&projected).zip(adapters.chunks(2)))
+            .map(|((place, projected), pair)| Update {
+                projected,
+                factor: pair[1],
+                first_column: place.column,
+            })
+            .collect();
+        let mut y = self.weight.forward_product_with(&stepped.y, &updates)?;
         if let Some(bias) = self.bias.take() {
             y = y.f_add_(&bias)?;
-        }
-        let projected = self.project(&stepped.y, adapters)?;
-        for ((place, projected), pair) in self.places.iter().zip(&projected).zip(adapters.chunks(2)) {
-            let mut columns = y.f_narrow(1, place.column, place.out_features)?;
-            if columns.kind() == projected.kind() {
-                let _ = columns.f_addmm_(projected, &pair[1].f_tr()?)?;
-            } else {
-                // The sum is formed in the adapters' kind and rounded once.
-                let sum = columns.f_to_kind(projected.kind())?.f_addmm_(projected, &pair[1].f_tr()?)?;
-                columns.f_copy_(&sum)?;
-            }
         }
         context.save(&inputs);
         // `x A^T` is small beside x: kept, it costs less than the product that would compute it again.
@@ -237,56 +258,33 @@ impl Function for GroupedLora {
         let (adapters, projected) = rest.split_at(2 * self.places.len());
         let kind = adapters[0].kind();
         let stepped = self.prologue.forward(x)?;
-        let mut grad_x =
-            if context.needs_input_grad(0) { Some(self.weight.input_gradient(grad)?) } else { None };
         let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
         let mut grad_projected = Vec::with_capacity(self.places.len());
         for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
             let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
             // d loss / d (dropout(x) A^T) = scaling * grad_y B, [tokens, rank]
-            grad_projected.push(grad_y.f_matmul(pair[1])?.f_mul_scalar_(place.scaling)?);
-            // dB by its transpose: libtorch is up to twice as fast where the wide matrix stands on the right.
-            let grad_b = projected.f_tr()?.f_matmul(&grad_y)?.f_tr()?.f_contiguous()?;
-            results.extend([None, Some(grad_b)]);
+            let through = multiply(&grad_y, pair[1])?.f_mul_scalar_(place.scaling)?;
+            let grad_a = match context.needs_input_grad(1 + results.len()) {
+                true => Some(multiply(&through.f_tr()?, &Self::update_input(place, &stepped.y, kind)?)?),
+                false => None,
+            };
+            results.extend([grad_a, Some(multiply(&grad_y.f_tr()?, projected)?)]);
+            grad_projected.push(through);
         }
-        if self.shares_input() {
-            let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
-            let stacked = Tensor::f_cat(&grad_projected, 1)?;
-            if let Some(grad_x) = &mut grad_x {
-                add_product(grad_x, &stacked, &Tensor::f_cat(&a, 0)?)?;
-            }
-            let grad_a = stacked.f_tr()?.f_matmul(&stepped.y.f_to_kind(kind)?)?;
-            let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
-            for (member, part) in grad_a.f_split_with_sizes(ranks.as_slice(), 0)?.into_iter().enumerate() {
-                results[2 * member] = Some(part.f_contiguous()?);
-            }
-        } else {
-            for (member, (place, grad_projected)) in self.places.iter().zip(&grad_projected).enumerate() {
-                let input = Self::update_input(place, &stepped.y, kind)?;
-                results[2 * member] = Some(grad_projected.f_tr()?.f_matmul(&input)?);
-                let Some(grad_x) = &mut grad_x else { continue };
-                match &place.dropout {
-                    None => add_product(grad_x, grad_projected, adapters[2 * member])?,
-                    Some(dropout) => {
-                        let through = grad_projected.f_matmul(adapters[2 * member])?;
-                        let masked = dropout.apply(&through)?;
-                        let _ = grad_x.f_add_(&masked.f_to_kind(grad_x.kind())?)?;
-                    }
-                }
-            }
-        }
+        let grad_x = match context.needs_input_grad(0) {
+            true => Some(self.input_gradient(grad, &grad_projected, adapters)?),
+            false => None,
+        };
         let grad_x = grad_x.map(|grad| self.prologue.backward(grad, x, &stepped)).transpose()?;
         results.insert(0, grad_x);
         Ok(results)
     }
 }
 
-/// `target += left right`, in the kind of `left` where the kinds differ.
-fn add_product(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
-    if target.kind() == left.kind() {
-        let _ = target.f_addmm_(left, right)?;
-    } else {
-        let _ = target.f_add_(&left.f_matmul(right)?.f_to_kind(target.kind())?)?;
+/// `left right`.
+fn multiply(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    match product(left, right)? {
+        Some(result) => Ok(result),
+        None => Ok(left.f_matmul(right)?),
     }
-    Ok(())
 }

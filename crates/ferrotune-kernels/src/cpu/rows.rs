@@ -31,13 +31,7 @@ impl<'a> Rows<'a> {
     /// The last `inner_dims` dimensions as rows, all others as their count; `None` if the tensor is not f32 on the CPU, is empty or
     /// does not lie that way.
     pub(crate) fn of(tensor: &'a Tensor, inner_dims: usize) -> Option<Self> {
-        let plain = tensor.defined()
-            && tensor.device() == Device::Cpu
-            && tensor.f_kind().ok()? == Kind::Float
-            && !tensor.is_sparse()
-            && !tensor.is_mkldnn()
-            && !tensor.f_is_neg().ok()?;
-        if !plain {
+        if !is_plain(tensor)? {
             return None;
         }
         let (sizes, strides) = (tensor.size(), tensor.stride());
@@ -83,6 +77,18 @@ impl<'a> Rows<'a> {
         // is borrowed for 'a; it is not written during that time.
         unsafe { slice::from_raw_parts(self.start.as_ptr().add(index * self.stride), self.width) }
     }
+}
+
+/// Whether a tensor's numbers are f32 in this process's memory, at its strides.
+pub(super) fn is_plain(tensor: &Tensor) -> Option<bool> {
+    Some(
+        tensor.defined()
+            && tensor.device() == Device::Cpu
+            && tensor.f_kind().ok()? == Kind::Float
+            && !tensor.is_sparse()
+            && !tensor.is_mkldnn()
+            && !tensor.f_is_neg().ok()?,
+    )
 }
 
 /// The step of a dimension before these, if they lie densely from `step` on.

@@ -28,7 +28,7 @@ pub(crate) enum Level {
 
 impl Level {
     /// All that this machine has, best first.
-    fn available() -> impl Iterator<Item = Self> {
+    pub(super) fn available() -> impl Iterator<Item = Self> {
         [
             #[cfg(target_arch = "x86_64")]
             Self::Avx512,

@@ -1,0 +1,508 @@
+//! Matrix products in f32, made for what a layer with an adapter does: a sum of products with one result, written once.
+//!
+//! `y = x W^T + p B^T` and `dx = g W + q A` are each one pass over the result: the update's few columns go through the registers that
+//! hold the sums of the base. A general product packs both of its factors; here the left one is read where it lies, and of the right
+//! one the thread copies 48 columns at a time into its second cache, where all rows of the left one meet them. Where the left factor
+//! has few rows, as in decoding, even that copy would cost more than the product, and sums run along the depth instead.
+//!
+//! Every element is summed in one order, whatever the number of threads or of rows beside it in the panel.
+//!
+//! # References
+//! Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
+
+use super::rows::is_plain;
+use crate::error::Result;
+use std::{
+    marker::PhantomData,
+    ptr::NonNull,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use tch::{Device, Kind, Tensor};
+
+#[cfg(target_arch = "x86_64")]
+mod panel;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+
+/// Rows of a left factor up to which nothing is copied.
+const FEW_ROWS: usize = 32;
+/// Columns of the right factor that one task computes where nothing is copied.
+const FEW_COLUMNS: usize = 48;
+/// Rows of a task at the least: with fewer, the copy of the panel would weigh.
+const TASK_ROWS: usize = 96;
+/// Sums and products worth a thread of its own: some ten microseconds.
+const WORK_PER_THREAD: usize = 1 << 20;
+
+/// A matrix of f32 on the CPU; its numbers lie at fixed distances, in whatever order.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    start: NonNull<f32>,
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+    tensor: PhantomData<&'a Tensor>,
+}
+
+// SAFETY: a matrix is only read, and nothing writes its numbers during its life (see the comment of `rows`).
+unsafe impl Send for Matrix<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Matrix<'_> {}
+
+impl<'a> Matrix<'a> {
+    /// A tensor `[rows, columns]`; `None` if it is not f32 on the CPU, or is empty.
+    pub(crate) fn of(tensor: &'a Tensor) -> Option<Self> {
+        if !is_plain(tensor)? || tensor.numel() == 0 {
+            return None;
+        }
+        let ([rows, columns], [row_stride, column_stride]) =
+            (tensor.size().try_into().ok()?, tensor.stride().try_into().ok()?);
+        let [rows, columns, row_stride, column_stride]: [i64; 4] = [rows, columns, row_stride, column_stride];
+        Some(Self {
+            start: NonNull::new(tensor.data_ptr().cast())?,
+            rows: usize::try_from(rows).ok()?,
+            columns: usize::try_from(columns).ok()?,
+            row_stride: usize::try_from(row_stride).ok()?,
+            column_stride: usize::try_from(column_stride).ok()?,
+            tensor: PhantomData,
+        })
+    }
+
+    /// Its transpose.
+    pub(crate) fn turned(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// `scale * left right`, added to the columns of the result from `first_column` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Term<'a> {
+    /// `[rows, depth]`
+    pub(crate) left: Matrix<'a>,
+    /// `[depth, columns of the term]`
+    pub(crate) right: Matrix<'a>,
+    pub(crate) first_column: usize,
+    pub(crate) scale: f32,
+}
+
+impl<'a> Term<'a> {
+    /// `left right`, from the first column on.
+    pub(crate) fn new(left: Matrix<'a>, right: Matrix<'a>) -> Self {
+        Self { left, right, first_column: 0, scale: 1.0 }
+    }
+
+    /// Whether the depth lies dense in both factors.
+    fn is_dense_along_depth(&self) -> bool {
+        self.left.column_stride == 1 && self.right.row_stride == 1
+    }
+}
+
+/// `left right`, a new tensor; `None` where this machine or these tensors want libtorch's product.
+pub(crate) fn product(left: &Tensor, right: &Tensor) -> Result<Option<Tensor>> {
+    let (Some(left), Some(right)) = (Matrix::of(left), Matrix::of(right)) else { return Ok(None) };
+    sum_of_products(&[Term::new(left, right)])
+}
+
+/// The sum of the terms, a new tensor; the first term covers all of its columns.
+///
+/// `None` where the machine has no instructions that these loops are written for, or the shapes do not fit each other.
+pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
+    let Some(level) = level() else { return Ok(None) };
+    let Some(first) = terms.first() else { return Ok(None) };
+    let (rows, columns) = (first.left.rows, first.right.columns);
+    let fits = |term: &Term| {
+        term.left.rows == rows
+            && term.left.columns == term.right.rows
+            && term.first_column + term.right.columns <= columns
+    };
+    if first.first_column != 0 || !terms.iter().all(fits) {
+        return Ok(None);
+    }
+    let size = [rows as i64, columns as i64];
+    let result = Tensor::f_empty(size, (Kind::Float, Device::Cpu))?;
+    let Some(start) = NonNull::new(result.data_ptr().cast::<f32>()) else { return Ok(None) };
+    let target = Target { start, rows, columns };
+    // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; the terms fit it.
+    unsafe { level.fill(target, terms) };
+    Ok(Some(result))
+}
+
+/// The memory of a result.
+#[derive(Clone, Copy)]
+struct Target {
+    start: NonNull<f32>,
+    rows: usize,
+    columns: usize,
+}
+
+// SAFETY: tasks write disjoint parts of it, see `Level::fill`.
+unsafe impl Sync for Target {}
+
+/// A block of rows of the result, as wide as a panel or less.
+struct Rows {
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    left: *const f32,
+    left_row_stride: usize,
+    left_depth_stride: usize,
+    panel: *const f32,
+    target: *mut f32,
+    target_row_stride: usize,
+    /// Whether to add to what the target holds, rather than to overwrite it.
+    add: bool,
+}
+
+/// Some columns of a result with few rows.
+struct Few {
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    left: *const f32,
+    left_row_stride: usize,
+    right: *const f32,
+    right_column_stride: usize,
+    target: *mut f32,
+    target_row_stride: usize,
+    scale: f32,
+    add: bool,
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn level() -> Option<Level> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn level() -> Option<Level> {
+    Level::available().next()
+}
+
+/// The instructions that the loops are compiled for.
+#[derive(Clone, Copy, Debug)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Level {
+    /// All that this machine has, best first.
+    #[cfg(target_arch = "x86_64")]
+    fn available() -> impl Iterator<Item = Self> {
+        super::simd::Level::available().filter_map(|level| match level {
+            super::simd::Level::Avx512 => Some(Self::Avx512),
+            super::simd::Level::Avx2 => Some(Self::Avx2),
+            super::simd::Level::Baseline => None,
+        })
+    }
+
+    /// Writes the sum of the terms.
+    ///
+    /// # Safety
+    /// `target` is memory that nobody else reads or writes meanwhile, and the terms fit it.
+    unsafe fn fill(self, target: Target, terms: &[Term]) {
+        let work: usize = terms.iter().map(|term| target.rows * term.left.columns * term.right.columns).sum();
+        if target.rows <= FEW_ROWS && terms.iter().all(Term::is_dense_along_depth) {
+            in_parallel(target.columns.div_ceil(FEW_COLUMNS), work, |task| {
+                let start = task * FEW_COLUMNS;
+                // SAFETY: each task writes columns of its own.
+                unsafe { self.fill_few(target, terms, start..(start + FEW_COLUMNS).min(target.columns)) };
+            });
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let panels = target.columns.div_ceil(panel::WIDTH);
+            // Several tasks for each thread, so that one that is held up leaves its share to the others.
+            let wanted = 4 * usize::try_from(tch::get_num_threads()).unwrap_or(1);
+            let parts = wanted.div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS)).max(1);
+            let rows_of_part = target.rows.div_ceil(parts);
+            in_parallel(panels * parts, work, |task| {
+                let (part, panel) = (task % parts, task / parts);
+                let start = part * rows_of_part;
+                let rows = start..(start + rows_of_part).min(target.rows);
+                // SAFETY: each task writes rows and columns of its own.
+                unsafe { self.fill_panel(target, terms, rows, panel * panel::WIDTH) };
+            });
+        }
+    }
+
+    /// Writes some columns of a result with few rows.
+    ///
+    /// # Safety
+    /// As [`Level::fill`]; the columns exist and no other task writes them.
+    unsafe fn fill_few(self, target: Target, terms: &[Term], columns: std::ops::Range<usize>) {
+        for (index, term) in terms.iter().enumerate() {
+            let start = columns.start.max(term.first_column);
+            let end = columns.end.min(term.first_column + term.right.columns);
+            if start >= end {
+                continue;
+            }
+            // SAFETY: `start..end` are columns of the target and, counted from the term's first, of its right factor; the depth is
+            // dense in both factors.
+            unsafe {
+                let right = (start - term.first_column) * term.right.column_stride;
+                let block = Few {
+                    rows: target.rows,
+                    columns: end - start,
+                    depth: term.left.columns,
+                    left: term.left.start.as_ptr(),
+                    left_row_stride: term.left.row_stride,
+                    right: term.right.start.as_ptr().add(right),
+                    right_column_stride: term.right.column_stride,
+                    target: target.start.as_ptr().add(start),
+                    target_row_stride: target.columns,
+                    scale: term.scale,
+                    add: index > 0,
+                };
+                match self {
+                    #[cfg(target_arch = "x86_64")]
+                    Self::Avx512 => few_avx512(&block),
+                    #[cfg(target_arch = "x86_64")]
+                    Self::Avx2 => few_avx2(&block),
+                }
+            }
+        }
+    }
+
+    /// Writes rows of the panel's columns from `first` on.
+    ///
+    /// # Safety
+    /// As [`Level::fill`]; rows and columns exist and no other task writes them.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn fill_panel(self, target: Target, terms: &[Term], rows: std::ops::Range<usize>, first: usize) {
+        // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
+        panel::with_panel(|panel| unsafe {
+            match self {
+                Self::Avx512 => panel_avx512(target, terms, rows, first, panel),
+                Self::Avx2 => panel_avx2(target, terms, rows, first, panel),
+            }
+        });
+    }
+}
+
+/// Runs `body` once for each of `tasks`; threads take the next one as they finish.
+fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let threads = threads.min(tasks).min(work / WORK_PER_THREAD + 1);
+    ferrotune_autograd::parallel_for(threads, 1, |share| {
+        for _ in share {
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                body(task);
+            }
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn few_avx512(block: &Few) {
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe { tile::few::<std::arch::x86_64::__m512, 8, 3>(block) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn few_avx2(block: &Few) {
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe { tile::few::<std::arch::x86_64::__m256, 4, 2>(block) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn panel_avx512(
+    target: Target,
+    terms: &[Term],
+    rows: std::ops::Range<usize>,
+    first: usize,
+    panel: &mut [f32],
+) {
+    // 24 of the 32 registers hold sums, or fewer where the result is narrow.
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe {
+        fill_panel(target, terms, rows, first, panel, |block| match block.columns.div_ceil(16) {
+            1 => tile::rows::<std::arch::x86_64::__m512, 8, 1>(block),
+            2 => tile::rows::<std::arch::x86_64::__m512, 8, 2>(block),
+            _ => tile::rows::<std::arch::x86_64::__m512, 8, 3>(block),
+        });
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn panel_avx2(
+    target: Target,
+    terms: &[Term],
+    rows: std::ops::Range<usize>,
+    first: usize,
+    panel: &mut [f32],
+) {
+    // 12 of the 16 registers hold sums.
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe {
+        fill_panel(target, terms, rows, first, panel, |block| {
+            tile::rows::<std::arch::x86_64::__m256, 6, 2>(block);
+        });
+    }
+}
+
+/// # Safety
+/// As [`Level::fill_panel`]; inlined into code with the instructions that `rows` of the tile wants.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn fill_panel(
+    target: Target,
+    terms: &[Term],
+    rows: std::ops::Range<usize>,
+    first: usize,
+    panel: &mut [f32],
+    compute: impl Fn(&Rows),
+) {
+    let columns = (target.columns - first).min(panel::WIDTH);
+    for (index, term) in terms.iter().enumerate() {
+        if term.first_column >= first + columns || term.first_column + term.right.columns <= first {
+            continue;
+        }
+        for depth in panel::depth_blocks(term.left.columns) {
+            // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
+            // the target; a panel of that depth fits the scratch.
+            unsafe {
+                panel::pack(term, depth.clone(), first, panel);
+                compute(&Rows {
+                    rows: rows.len(),
+                    columns,
+                    depth: depth.len(),
+                    left: term
+                        .left
+                        .start
+                        .as_ptr()
+                        .add(rows.start * term.left.row_stride + depth.start * term.left.column_stride),
+                    left_row_stride: term.left.row_stride,
+                    left_depth_stride: term.left.column_stride,
+                    panel: panel.as_ptr(),
+                    target: target.start.as_ptr().add(rows.start * target.columns + first),
+                    target_row_stride: target.columns,
+                    add: index > 0 || depth.start > 0,
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{assert_close, noise};
+
+    /// The sum at every level that this machine has.
+    fn at_all_levels(terms: &[Term]) -> Vec<Tensor> {
+        let (rows, columns) = (terms[0].left.rows, terms[0].right.columns);
+        Level::available()
+            .map(|level| {
+                let size = [rows as i64, columns as i64];
+                let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
+                let start = NonNull::new(result.data_ptr().cast()).unwrap();
+                // SAFETY: a new tensor of that shape.
+                unsafe { level.fill(Target { start, rows, columns }, terms) };
+                result
+            })
+            .collect()
+    }
+
+    fn in_double(x: &Tensor) -> Tensor {
+        x.to_kind(Kind::Double)
+    }
+
+    #[test]
+    fn products_of_all_shapes_and_orders_of_memory() {
+        for [rows, depth, columns] in [
+            [1, 1, 1],
+            [5, 3, 2],
+            [8, 16, 48],
+            [33, 7, 47],
+            [200, 65, 100],
+            [311, 576, 49],
+            [32, 577, 97],
+            [7, 1030, 50],
+            [40, 2049, 17],
+            [97, 1, 16],
+        ] {
+            let (left, right) = (noise(1, &[rows, depth]), noise(2, &[depth, columns]));
+            let expected = in_double(&left).matmul(&in_double(&right));
+            let turned = |x: &Tensor| x.tr().contiguous().tr();
+            // Columns of wider tensors, as in a stack of layers.
+            let wider = |x: &Tensor| Tensor::cat(&[x, x, x], 1).narrow(1, x.size()[1], x.size()[1]);
+            let forms: [&dyn Fn(&Tensor) -> Tensor; 3] = [&Tensor::shallow_clone, &turned, &wider];
+            for left_form in forms {
+                for right_form in forms {
+                    let (left, right) = (left_form(&left), right_form(&right));
+                    let term = Term::new(Matrix::of(&left).unwrap(), Matrix::of(&right).unwrap());
+                    for found in at_all_levels(&[term]) {
+                        assert_close(&in_double(&found), &expected, 1e-6);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn terms_are_added_to_their_own_columns_with_their_own_factor() {
+        for rows in [3, 70] {
+            let (x, w) = (noise(1, &[rows, 40]), noise(2, &[130, 40]));
+            // Borders that are those of no register and no panel; the last two share columns.
+            let places = [(0, 37), (37, 60), (90, 40)];
+            let updates: Vec<[Tensor; 2]> = places
+                .iter()
+                .map(|&(first, width)| [noise(3 + first as u64, &[rows, 5]), noise(9, &[width, 5])])
+                .collect();
+            let expected = in_double(&x).matmul(&in_double(&w).tr());
+            let (left, right) = (Matrix::of(&x).unwrap(), Matrix::of(&w).unwrap().turned());
+            let mut terms = vec![Term::new(left, right)];
+            for (&(first, width), [p, b]) in places.iter().zip(&updates) {
+                let mut columns = expected.narrow(1, first, width);
+                let _ = columns.g_add_(&(in_double(p).matmul(&in_double(b).tr()) * 0.5));
+                let (left, right) = (Matrix::of(p).unwrap(), Matrix::of(b).unwrap().turned());
+                terms.push(Term { left, right, first_column: first as usize, scale: 0.5 });
+            }
+            for found in at_all_levels(&terms) {
+                assert_close(&in_double(&found), &expected, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn no_number_of_threads_and_no_neighbouring_row_changes_a_bit() {
+        let (x, w) = (noise(1, &[500, 300]), noise(2, &[200, 300]).tr());
+        let of = |threads, x: &Tensor| {
+            tch::set_num_threads(threads);
+            product(x, &w).unwrap().unwrap()
+        };
+        let whole = of(1, &x);
+        assert_eq!(of(3, &x), whole);
+        assert_eq!(of(3, &x.narrow(0, 101, 77)), whole.narrow(0, 101, 77));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_to_libtorch() {
+        let x = noise(1, &[4, 5]);
+        assert!(product(&x, &noise(2, &[4, 5])).unwrap().is_none());
+        assert!(product(&x, &noise(2, &[5, 3]).to_kind(Kind::Double)).unwrap().is_none());
+        assert!(product(&x.narrow(0, 0, 0), &noise(2, &[5, 3])).unwrap().is_none());
+        assert!(product(&noise(1, &[2, 4, 5]), &noise(2, &[5, 3])).unwrap().is_none());
+    }
+}

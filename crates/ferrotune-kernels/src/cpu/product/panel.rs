@@ -1,0 +1,143 @@
+//! Columns of a right factor, copied into the order in which a tile reads them.
+
+use super::{Matrix, Term};
+use std::cell::RefCell;
+
+/// Columns that a panel holds side by side.
+pub(super) const WIDTH: usize = 48;
+/// Rows of a panel at the most: with its columns they fill a fifth of a megabyte, which stays in a core's second cache.
+pub(super) const DEPTH: usize = 1024;
+
+/// 64 bytes that begin at a multiple of 64: no load of a register crosses a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line {
+    _numbers: [f32; 16],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `body` with this thread's own panel, `DEPTH` rows of `WIDTH` numbers, kept from call to call.
+pub(super) fn with_panel(body: impl FnOnce(&mut [f32])) {
+    SCRATCH.with_borrow_mut(|lines| {
+        lines.resize(DEPTH * WIDTH / 16, Line { _numbers: [0.0; 16] });
+        // SAFETY: a line is 16 f32 without padding, so the vector is this many f32 side by side; the borrow is exclusive.
+        let panel = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), DEPTH * WIDTH) };
+        body(panel);
+    });
+}
+
+/// The depths at which a factor of `depth` rows is cut, in parts of nearly one size.
+pub(super) fn depth_blocks(depth: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let block = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
+    (0..depth).step_by(block).map(move |start| start..(start + block).min(depth))
+}
+
+/// Copies `scale * right[depth, columns]` into the panel, row by row; `columns` are those of the target from `first` on, and those
+/// that the term does not reach become zero.
+///
+/// # Safety
+/// `depth` lies within the term's right factor.
+#[inline(always)]
+pub(super) unsafe fn pack(term: &Term, depth: std::ops::Range<usize>, first: usize, panel: &mut [f32]) {
+    // The part of the panel's columns that the factor has.
+    let start = term.first_column.max(first);
+    let end = (term.first_column + term.right.columns).min(first + WIDTH);
+    let rows = panel[..depth.len() * WIDTH].as_chunks_mut::<WIDTH>().0;
+    if end.saturating_sub(start) < WIDTH {
+        rows.fill([0.0; WIDTH]);
+    }
+    if start >= end {
+        return;
+    }
+    let (place, width) = (start - first, end - start);
+    let from = start - term.first_column;
+    // SAFETY: `from..from + width` are columns of the factor, and `depth` its rows.
+    unsafe {
+        if term.right.column_stride == 1 {
+            copy_rows(&term.right, depth.start, from, width, place, rows);
+        } else {
+            copy_columns(&term.right, depth.start, from, width, place, rows);
+        }
+    }
+    if term.scale != 1.0 {
+        for number in rows.as_flattened_mut() {
+            *number *= term.scale;
+        }
+    }
+}
+
+/// Rows of the factor lie dense.
+///
+/// # Safety
+/// The factor has `width` columns from `from` on, and `rows.len()` rows from `first_row` on.
+#[inline(always)]
+unsafe fn copy_rows(
+    right: &Matrix,
+    first_row: usize,
+    from: usize,
+    width: usize,
+    place: usize,
+    rows: &mut [[f32; WIDTH]],
+) {
+    for (index, row) in rows.iter_mut().enumerate() {
+        // SAFETY: by the function's own demand these are numbers of the factor.
+        unsafe {
+            let source = right.start.as_ptr().add((first_row + index) * right.row_stride + from);
+            if width == WIDTH {
+                *row = source.cast::<[f32; WIDTH]>().read_unaligned();
+            } else {
+                std::ptr::copy_nonoverlapping(source, row[place..place + width].as_mut_ptr(), width);
+            }
+        }
+    }
+}
+
+/// Columns of the factor lie dense, or nothing does: squares of 8 are turned.
+///
+/// # Safety
+/// As [`copy_rows`].
+#[inline(always)]
+unsafe fn copy_columns(
+    right: &Matrix,
+    first_row: usize,
+    from: usize,
+    width: usize,
+    place: usize,
+    rows: &mut [[f32; WIDTH]],
+) {
+    const SIDE: usize = 8;
+    let at = |row: usize, column: usize| {
+        // SAFETY: called for numbers of the factor alone.
+        unsafe {
+            right
+                .start
+                .as_ptr()
+                .add((first_row + row) * right.row_stride + (from + column) * right.column_stride)
+        }
+    };
+    let (whole_rows, whole_columns) =
+        if right.row_stride == 1 { (rows.len() / SIDE * SIDE, width / SIDE * SIDE) } else { (0, 0) };
+    for row in (0..whole_rows).step_by(SIDE) {
+        for column in (0..whole_columns).step_by(SIDE) {
+            let mut square = [[0.0f32; SIDE]; SIDE];
+            for (offset, line) in square.iter_mut().enumerate() {
+                // SAFETY: eight rows of one column lie side by side, `row_stride` being 1.
+                *line = unsafe { at(row, column + offset).cast::<[f32; SIDE]>().read_unaligned() };
+            }
+            for (offset, target) in rows[row..row + SIDE].iter_mut().enumerate() {
+                let turned: [f32; SIDE] = std::array::from_fn(|index| square[index][offset]);
+                target[place + column..place + column + SIDE].copy_from_slice(&turned);
+            }
+        }
+    }
+    for (row, target) in rows.iter_mut().enumerate() {
+        let done = if row < whole_rows { whole_columns } else { 0 };
+        for column in done..width {
+            // SAFETY: a number of the factor.
+            target[place + column] = unsafe { at(row, column).read() };
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The innermost loops: sums that stay in registers.
+
+use super::{Few, Rows, panel::WIDTH, vector::Vector};
+
+/// Columns of a panel that one instruction set computes together at the least.
+const GROUP: usize = 16;
+
+/// `target (+)= left panel` for all rows of a block.
+///
+/// # Safety
+/// The pointers of `block` lead to as many numbers as its counts and strides say; the machine has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn rows<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows) {
+    let step = VECTORS * V::LANES;
+    let mut column = 0;
+    while column < block.columns {
+        let mut row = 0;
+        // SAFETY: rows and columns of the block, as the caller promises.
+        unsafe {
+            while row + ROWS <= block.rows {
+                tile::<V, ROWS, VECTORS>(block, row, column);
+                row += ROWS;
+            }
+            if row + 4 <= block.rows && ROWS > 4 {
+                tile::<V, 4, VECTORS>(block, row, column);
+                row += 4;
+            }
+            if row + 2 <= block.rows {
+                tile::<V, 2, VECTORS>(block, row, column);
+                row += 2;
+            }
+            if row < block.rows {
+                tile::<V, 1, VECTORS>(block, row, column);
+            }
+        }
+        column += step;
+    }
+}
+
+/// `ROWS` rows and `VECTORS` registers of columns of the target.
+///
+/// # Safety
+/// As [`rows`], for the rows from `row` and the columns from `column` on. The panel is `WIDTH` columns wide, whatever the target is.
+#[inline(always)]
+unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows, row: usize, column: usize) {
+    // SAFETY: each address is that of a number of left, panel or target that the caller vouches for; a target narrower than the
+    // registers is written number by number.
+    unsafe {
+        let left: [*const f32; ROWS] =
+            std::array::from_fn(|index| block.left.add((row + index) * block.left_row_stride));
+        let mut panel = block.panel.add(column);
+        let mut sums = [[V::zero(); VECTORS]; ROWS];
+        for depth in 0..block.depth {
+            let right: [V; VECTORS] = std::array::from_fn(|index| V::load(panel.add(index * V::LANES)));
+            for (sums, left) in sums.iter_mut().zip(left) {
+                let factor = V::splat(*left.add(depth * block.left_depth_stride));
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = factor.mul_add(right, *sum);
+                }
+            }
+            panel = panel.add(WIDTH);
+        }
+        let width = block.columns - column;
+        for (index, sums) in sums.iter().enumerate() {
+            let target = block.target.add((row + index) * block.target_row_stride + column);
+            if width >= VECTORS * V::LANES {
+                for (place, &sum) in sums.iter().enumerate() {
+                    let target = target.add(place * V::LANES);
+                    let sum = if block.add { sum.add(V::load(target)) } else { sum };
+                    sum.store(target);
+                }
+            } else {
+                let mut numbers = [0.0; WIDTH];
+                for (place, sum) in sums.iter().enumerate() {
+                    sum.store(numbers[place * V::LANES..].as_mut_ptr());
+                }
+                for (place, number) in numbers.iter().enumerate().take(width) {
+                    let target = target.add(place);
+                    *target = if block.add { *target + number } else { *number };
+                }
+            }
+        }
+    }
+}
+
+/// Few rows of `left` with many of `right`, both dense along the depth: sums along the registers, and nothing is copied.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+pub(super) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few) {
+    let mut row = 0;
+    // SAFETY: rows of left and right within the block's counts.
+    unsafe {
+        while row + LEFT <= block.rows {
+            few_rows::<V, LEFT, RIGHT>(block, row);
+            row += LEFT;
+        }
+        if row + 4 <= block.rows && LEFT > 4 {
+            few_rows::<V, 4, RIGHT>(block, row);
+            row += 4;
+        }
+        if row + 2 <= block.rows {
+            few_rows::<V, 2, RIGHT>(block, row);
+            row += 2;
+        }
+        if row < block.rows {
+            few_rows::<V, 1, RIGHT>(block, row);
+        }
+    }
+}
+
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn few_rows<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few, row: usize) {
+    let mut column = 0;
+    // SAFETY: columns of the target are rows of right, within the block's counts.
+    unsafe {
+        while column + RIGHT <= block.columns {
+            dots::<V, LEFT, RIGHT>(block, row, column);
+            column += RIGHT;
+        }
+        while column < block.columns {
+            dots::<V, LEFT, 1>(block, row, column);
+            column += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few, row: usize, column: usize) {
+    // SAFETY: each address is that of a number of left, right or target that the caller vouches for; the last numbers of a depth
+    // that is no multiple of the register are copied out first.
+    unsafe {
+        let left: [*const f32; LEFT] =
+            std::array::from_fn(|index| block.left.add((row + index) * block.left_row_stride));
+        let right: [*const f32; RIGHT] =
+            std::array::from_fn(|index| block.right.add((column + index) * block.right_column_stride));
+        let mut sums = [[V::zero(); RIGHT]; LEFT];
+        let whole = block.depth / V::LANES * V::LANES;
+        let mut depth = 0;
+        while depth < whole {
+            let factors: [V; RIGHT] = std::array::from_fn(|index| V::load(right[index].add(depth)));
+            for (sums, left) in sums.iter_mut().zip(left) {
+                let left = V::load(left.add(depth));
+                for (sum, factor) in sums.iter_mut().zip(factors) {
+                    *sum = left.mul_add(factor, *sum);
+                }
+            }
+            depth += V::LANES;
+        }
+        let rest = block.depth - whole;
+        if rest > 0 {
+            let factors: [V; RIGHT] = std::array::from_fn(|index| partial(right[index].add(whole), rest));
+            for (sums, left) in sums.iter_mut().zip(left) {
+                let left: V = partial(left.add(whole), rest);
+                for (sum, factor) in sums.iter_mut().zip(factors) {
+                    *sum = left.mul_add(factor, *sum);
+                }
+            }
+        }
+        for (index, sums) in sums.iter().enumerate() {
+            for (offset, sum) in sums.iter().enumerate() {
+                let target = block.target.add((row + index) * block.target_row_stride + column + offset);
+                let sum = sum.sum() * block.scale;
+                *target = if block.add { *target + sum } else { sum };
+            }
+        }
+    }
+}
+
+/// A register of `count` numbers and zeros.
+///
+/// # Safety
+/// `count` is less than the register's lanes, and `from` leads to as many numbers.
+#[inline(always)]
+unsafe fn partial<V: Vector>(from: *const f32, count: usize) -> V {
+    let mut numbers = [0.0f32; GROUP];
+    // SAFETY: no register here has more than GROUP lanes.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count);
+        V::load(numbers.as_ptr())
+    }
+}

@@ -3,17 +3,18 @@
 use crate::{
     error::{Error, Result, check_shape},
     layout::SequenceLayout,
-    rotary::{Sense, rotate_first},
+    rotary::{Sense, rotate_first, rotate_first_in_place},
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use tch::{Device, Tensor};
 
 /// What attention is told beside its tensors.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionOptions {
     /// Factor of the scores, usually `head_dim^-1/2`.
     pub scale: f64,
-    /// Number of tokens that a query sees, itself included; `None` is all that came before.
+    /// Number of tokens that a query sees, itself included, at least 1; `None` is all that came before.
     pub sliding_window: Option<i64>,
 }
 
@@ -22,13 +23,16 @@ pub struct AttentionOptions {
 /// `y_i = sum_j softmax_j(scale * q_i k_j) v_j` over the keys `j <= i` (and `i - j < sliding_window`) of the same sequence. Query head
 /// `h` reads key head `h / (heads / kv_heads)`.
 ///
+/// On the CPU no matrix of all queries by all keys exists, forward or backward: without a window libtorch's attention goes through keys
+/// and queries in tiles; with one, some hundred queries at a time are held against the keys that one of them sees.
+///
 /// # Shapes
 /// - `q`: `[total_tokens, heads, head_dim]`; `k`, `v`: `[total_tokens, kv_heads, head_dim]`
 /// - returns `[total_tokens, heads, head_dim]`
 ///
 /// # Errors
 /// [`Error::Shape`] where the tensors do not fit each other or the layout; [`Error::Layout`] if a sequence has tokens in a cache
-/// (see [`CachedAttention`](crate::CachedAttention)).
+/// (see [`CachedAttention`](crate::CachedAttention)); [`Error::InvalidOption`] for a window below 1.
 pub fn causal_attention(
     q: &Tensor,
     k: &Tensor,
@@ -44,6 +48,7 @@ pub fn causal_attention(
     check_shape(NAME, "v", v, &[layout.total_tokens(), kv_heads, head_dim])?;
     check_heads(NAME, "q", q, q.size()[1], kv_heads)?;
     check_no_cache(layout)?;
+    check_window(NAME, options)?;
     let segments = Segments { layout: layout.clone(), options };
     Ok(apply_one(PackedAttention(segments), &[Some(q), Some(k), Some(v)])?)
 }
@@ -74,9 +79,22 @@ pub fn rotary_attention(
     check_shape(NAME, "cos", cos, &[layout.total_tokens(), head_dim / 2])?;
     check_shape(NAME, "sin", sin, &[layout.total_tokens(), head_dim - head_dim / 2])?;
     check_no_cache(layout)?;
+    check_window(NAME, options)?;
     let segments = Segments { layout: layout.clone(), options };
     let tables = [cos.f_detach()?, sin.f_detach()?];
     Ok(apply_one(RotaryAttention { segments, tables, kv_heads }, &[Some(qkv)])?)
+}
+
+fn check_window(function: &'static str, options: AttentionOptions) -> Result<()> {
+    match options.sliding_window {
+        Some(window) if window < 1 => Err(Error::InvalidOption {
+            function,
+            option: "sliding_window",
+            found: window as f64,
+            expected: "at least 1: a token sees itself",
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check_heads(function: &'static str, what: &str, x: &Tensor, heads: i64, kv_heads: i64) -> Result<()> {
@@ -106,20 +124,89 @@ fn heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_transpose(0, 1)?.f_unsqueeze(0)?)
 }
 
-/// Additive mask of `new` queries over `past + new` keys, or `None` where plain causality says the same.
-fn segment_mask(new: i64, past: i64, options: AttentionOptions, like: &Tensor) -> Result<Option<Tensor>> {
-    let window = options.sliding_window.filter(|&window| window < past + new);
-    if past == 0 && window.is_none() {
-        return Ok(None);
+/// The inverse of [`heads`].
+fn from_heads(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_squeeze_dim(0)?.f_transpose(0, 1)?)
+}
+
+/// Queries that are computed in one go, and the keys that at least one of them sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    queries: Range<i64>,
+    keys: Range<i64>,
+}
+
+/// Most queries of a block.
+const MOST_QUERIES: i64 = 512;
+/// Fewest queries of a block that is not the last: with fewer the products are too small to run well.
+const FEWEST_QUERIES: i64 = 128;
+
+impl Block {
+    /// The blocks of a sequence.
+    fn all(tokens: i64, window: Option<i64>) -> Vec<Self> {
+        let Some(window) = window.filter(|&window| window < tokens) else {
+            // Plain causality: libtorch goes through it in tiles by itself.
+            return vec![Self { queries: 0..tokens, keys: 0..tokens }];
+        };
+        // Half of the scores of a block lie outside of the window if it has as many queries as the window has keys.
+        let step = window.clamp(FEWEST_QUERIES, MOST_QUERIES);
+        let mut blocks = Vec::new();
+        let mut start = 0;
+        while start < tokens {
+            let end = (start + step).min(tokens);
+            blocks.push(Self { queries: start..end, keys: (start - window + 1).max(0)..end });
+            start = end;
+        }
+        blocks
     }
-    let queries = Tensor::f_arange_start(past, past + new, (Kind::Int64, like.device()))?.f_unsqueeze(1)?;
-    let distance = queries.f_sub(&Tensor::f_arange(past + new, (Kind::Int64, like.device()))?)?;
-    let mut hidden = distance.f_lt(0)?;
-    if let Some(window) = window {
-        hidden = hidden.f_logical_or(&distance.f_ge(window)?)?;
+
+    /// What of the keys a query of the block sees.
+    fn visibility(&self, window: Option<i64>) -> Visibility {
+        let (queries, keys) = (self.queries.end - self.queries.start, self.keys.end - self.keys.start);
+        let window = window.filter(|&window| window < keys);
+        match (queries, window) {
+            (1, None) => Visibility::All,
+            (_, None) if queries == keys => Visibility::Causal,
+            _ => Visibility::Band { queries, keys, window: window.unwrap_or(keys) },
+        }
     }
-    let mask = Tensor::f_zeros([new, past + new], (like.kind(), like.device()))?;
-    Ok(Some(mask.f_masked_fill(&hidden, f64::NEG_INFINITY)?))
+}
+
+/// Which of the keys of a block its queries see; the last query stands at the last key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Visibility {
+    All,
+    Causal,
+    Band { queries: i64, keys: i64, window: i64 },
+}
+
+impl Visibility {
+    /// Additive mask `[queries, keys]`, where one is needed.
+    fn mask(self, like: &Tensor) -> Result<Option<Tensor>> {
+        let Self::Band { queries, keys, window } = self else { return Ok(None) };
+        let hidden = || Tensor::f_full([queries, keys], f64::NEG_INFINITY, (like.kind(), like.device()));
+        // Query i stands at key `first + i`.
+        let first = keys - queries;
+        let mut mask = hidden()?.f_triu(first + 1)?;
+        if window < keys {
+            mask = mask.f_add_(&hidden()?.f_tril(first - window)?)?;
+        }
+        Ok(Some(mask))
+    }
+}
+
+/// The mask of the block before, which most often serves the next one too.
+#[derive(Default)]
+struct LastMask(Option<(Visibility, Option<Tensor>)>);
+
+impl LastMask {
+    fn of(&mut self, visibility: Visibility, like: &Tensor) -> Result<Option<&Tensor>> {
+        if self.0.as_ref().is_none_or(|(last, _)| *last != visibility) {
+            self.0 = None; // never two at a time
+            self.0 = Some((visibility, visibility.mask(like)?));
+        }
+        Ok(self.0.as_ref().and_then(|(_, mask)| mask.as_ref()))
+    }
 }
 
 /// Attention of one sequence, all heads: the result and, on the CPU, the log-sum-exp that backward needs.
@@ -139,6 +226,42 @@ fn attend(
     Ok((Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, true)?, None))
 }
 
+/// Rows `range` of `[tokens, heads, head_dim]`, a view.
+fn rows_of(x: &Tensor, range: &Range<i64>) -> Result<Tensor> {
+    Ok(x.f_narrow(0, range.start, range.end - range.start)?)
+}
+
+/// Attention of one sequence: `[tokens, heads, head_dim]`, and the log-sum-exps of its blocks.
+fn attend_in_blocks([q, k, v]: [&Tensor; 3], options: AttentionOptions) -> Result<(Tensor, Vec<Tensor>)> {
+    let mut mask = LastMask::default();
+    let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
+    for block in Block::all(q.size()[0], options.sliding_window) {
+        let visibility = block.visibility(options.sliding_window);
+        let (output, log_sum_exp) = attend(
+            &heads(&rows_of(q, &block.queries)?)?,
+            &heads(&rows_of(k, &block.keys)?)?,
+            &heads(&rows_of(v, &block.keys)?)?,
+            visibility == Visibility::Causal,
+            mask.of(visibility, q)?,
+            options.scale,
+        )?;
+        outputs.push(from_heads(&output)?);
+        log_sum_exps.extend(log_sum_exp);
+    }
+    Ok((joined(outputs)?, log_sum_exps))
+}
+
+/// The rows of all, without a copy if there is one.
+fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    match (parts.pop(), parts.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (last, _) => {
+            parts.extend(last);
+            Ok(Tensor::f_cat(&parts, 0)?)
+        }
+    }
+}
+
 /// Attention sequence by sequence.
 struct Segments {
     layout: SequenceLayout,
@@ -146,29 +269,19 @@ struct Segments {
 }
 
 impl Segments {
-    /// `x` restricted to one sequence, `[1, heads, tokens, head_dim]`.
-    fn segment(x: &Tensor, rows: &std::ops::Range<i64>) -> Result<Tensor> {
-        heads(&x.f_narrow(0, rows.start, rows.end - rows.start)?)
-    }
-
     /// The result, and the log-sum-exps that backward needs.
     fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Vec<Tensor>)> {
-        let output = Tensor::f_empty(q.size(), (q.kind(), q.device()))?;
-        let mut log_sum_exps = Vec::with_capacity(self.layout.segments().len());
+        let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
         for segment in self.layout.segments() {
-            let mask = segment_mask(segment.len(), 0, self.options, q)?;
-            let (attended, log_sum_exp) = attend(
-                &Self::segment(q, &segment.rows)?,
-                &Self::segment(k, &segment.rows)?,
-                &Self::segment(v, &segment.rows)?,
-                mask.is_none(),
-                mask.as_ref(),
-                self.options.scale,
-            )?;
-            Self::segment(&output, &segment.rows)?.f_copy_(&attended)?;
-            log_sum_exps.extend(log_sum_exp);
+            let of = |x: &Tensor| rows_of(x, &segment.rows);
+            let (output, of_blocks) = attend_in_blocks([&of(q)?, &of(k)?, &of(v)?], self.options)?;
+            outputs.push(output);
+            log_sum_exps.extend(of_blocks);
         }
-        Ok((output, log_sum_exps))
+        if outputs.is_empty() {
+            return Ok((q.f_empty_like()?, log_sum_exps));
+        }
+        Ok((joined(outputs)?, log_sum_exps))
     }
 
     /// Writes the gradients of q, k and v into `results`.
@@ -178,35 +291,55 @@ impl Segments {
         [q, k, v]: [&Tensor; 3],
         output: &Tensor,
         log_sum_exps: &[Tensor],
-        results: &[Tensor; 3],
+        [grad_q, grad_k, grad_v]: &[Tensor; 3],
     ) -> Result<()> {
-        for (index, segment) in self.layout.segments().iter().enumerate() {
-            let of = |x: &Tensor| Self::segment(x, &segment.rows);
-            let mask = segment_mask(segment.len(), 0, self.options, q)?;
-            let gradients = self.segment_gradients(
-                &of(grad)?,
-                [&of(q)?, &of(k)?, &of(v)?],
-                &of(output)?,
-                log_sum_exps.get(index),
-                mask.as_ref(),
-            )?;
-            for (result, gradient) in results.iter().zip(&gradients) {
-                of(result)?.f_copy_(gradient)?;
+        let mut mask = LastMask::default();
+        let mut log_sum_exps = log_sum_exps.iter();
+        for segment in self.layout.segments() {
+            let blocks = Block::all(segment.len(), self.options.sliding_window);
+            let of = |x: &Tensor, range: &Range<i64>| {
+                rows_of(x, &(segment.rows.start + range.start..segment.rows.start + range.end))
+            };
+            if blocks.len() > 1 {
+                // Blocks share keys: their gradients add up.
+                for grad in [grad_k, grad_v] {
+                    let _ = of(grad, &(0..segment.len()))?.f_zero_()?;
+                }
+            }
+            for block in &blocks {
+                let visibility = block.visibility(self.options.sliding_window);
+                let queries_of = |x| heads(&of(x, &block.queries)?);
+                let keys_of = |x| heads(&of(x, &block.keys)?);
+                let [of_q, of_k, of_v] = self.block_gradients(
+                    &queries_of(grad)?,
+                    [&queries_of(q)?, &keys_of(k)?, &keys_of(v)?],
+                    &queries_of(output)?,
+                    log_sum_exps.next(),
+                    visibility == Visibility::Causal,
+                    mask.of(visibility, q)?,
+                )?;
+                queries_of(grad_q)?.f_copy_(&of_q)?;
+                for (sum, part) in [(grad_k, of_k), (grad_v, of_v)] {
+                    match blocks.len() {
+                        1 => keys_of(sum)?.f_copy_(&part)?,
+                        _ => drop(keys_of(sum)?.f_add_(&part)?),
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Gradients of one sequence from the kept log-sum-exp (CPU), or by running its forward again under the graph (elsewhere).
-    fn segment_gradients(
+    /// Gradients of one block from the kept log-sum-exp (CPU), or by running its forward again under the graph (elsewhere).
+    fn block_gradients(
         &self,
         grad: &Tensor,
         [q, k, v]: [&Tensor; 3],
         output: &Tensor,
         log_sum_exp: Option<&Tensor>,
+        causal: bool,
         mask: Option<&Tensor>,
     ) -> Result<[Tensor; 3]> {
-        let causal = mask.is_none();
         if let Some(log_sum_exp) = log_sum_exp {
             let (grad_q, grad_k, grad_v) =
                 Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
@@ -285,9 +418,9 @@ impl RotaryAttention {
         ])
     }
 
-    fn rotate(&self, qkv: &Tensor, sense: Sense) -> Result<Tensor> {
-        let [cos, sin] = &self.tables;
-        rotate_first(qkv, qkv.size()[1] - self.kv_heads, cos, sin, sense)
+    /// Heads of queries and keys.
+    fn rotated_heads(&self, qkv: &Tensor) -> i64 {
+        qkv.size()[1] - self.kv_heads
     }
 }
 
@@ -297,7 +430,9 @@ impl Function for RotaryAttention {
         inputs: &[Option<&Tensor>],
         context: &mut ForwardContext,
     ) -> std::result::Result<Vec<Tensor>, BoxedError> {
-        let rotated = self.rotate(inputs[0].ok_or("qkv is required")?, Sense::Forward)?;
+        let qkv = inputs[0].ok_or("qkv is required")?;
+        let [cos, sin] = &self.tables;
+        let rotated = rotate_first(qkv, self.rotated_heads(qkv), cos, sin, Sense::Forward)?;
         let [q, k, v] = self.parts(&rotated)?;
         let (output, log_sum_exps) = self.segments.forward([&q, &k, &v])?;
         context.save(&[&rotated, &output]);
@@ -314,8 +449,51 @@ impl Function for RotaryAttention {
             return Ok(vec![None]);
         };
         let [q, k, v] = self.parts(rotated)?;
-        let result = rotated.f_empty_like()?;
+        let mut result = rotated.f_empty_like()?;
         self.segments.backward(grad, [&q, &k, &v], output, log_sum_exps, &self.parts(&result)?)?;
-        Ok(vec![Some(self.rotate(&result, Sense::Backward)?)])
+        let ([cos, sin], heads) = (&self.tables, self.rotated_heads(&result));
+        rotate_first_in_place(&mut result, heads, cos, sin, Sense::Backward)?;
+        Ok(vec![Some(result)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::noise;
+    use tch::Kind;
+
+    #[test]
+    fn blocks_cover_what_each_query_sees_and_no_mask_is_larger_than_a_block() {
+        for tokens in [1, 2, 128, 512, 513, 700, 3000] {
+            for window in [None, Some(1), Some(2), Some(100), Some(512), Some(1000), Some(5000)] {
+                let mut next = 0;
+                for block in Block::all(tokens, window) {
+                    assert_eq!(block.queries.start, next);
+                    next = block.queries.end;
+                    let first_seen = |query: i64| window.map_or(0, |window| (query - window + 1).max(0));
+                    assert_eq!(block.keys, first_seen(block.queries.start)..block.queries.end);
+                    let mask = block.visibility(window).mask(&noise(1, &[1])).unwrap();
+                    if let Some(mask) = &mask {
+                        let [rows, columns] = mask.size()[..] else { panic!("a matrix") };
+                        assert!(rows <= MOST_QUERIES && columns < window.unwrap() + rows);
+                    } else {
+                        let single = block.queries.end - block.queries.start == 1;
+                        assert!(single || (block.queries.start == 0 && block.keys == block.queries));
+                    }
+                }
+                assert_eq!(next, tokens, "{tokens} {window:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mask_hides_what_comes_after_and_what_the_window_has_left() {
+        let mask =
+            Visibility::Band { queries: 3, keys: 5, window: 2 }.mask(&noise(1, &[1])).unwrap().unwrap();
+        let visible = Vec::<i64>::try_from(mask.eq(0.0).to_kind(Kind::Int64).reshape([-1])).unwrap();
+        assert_eq!(visible, [0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]);
+        let hidden = mask.eq(f64::NEG_INFINITY).sum(Kind::Int64).int64_value(&[]);
+        assert_eq!(hidden, 9);
     }
 }

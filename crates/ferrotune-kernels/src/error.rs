@@ -47,6 +47,16 @@ pub enum Error {
         /// What it may be.
         expected: &'static str,
     },
+    /// A tensor that would change in place has a gradient, which would be wrong then.
+    #[error("{function} changes {what} in place, and {what} has a gradient; call `{instead}`")]
+    ChangesGraph {
+        /// The function called.
+        function: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// The function that leaves it as it is.
+        instead: &'static str,
+    },
     /// The function failed inside the graph machinery.
     #[error(transparent)]
     Autograd(#[from] ferrotune_autograd::Error),

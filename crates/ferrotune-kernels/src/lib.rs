@@ -29,7 +29,7 @@ pub use lora_linear::{GroupMember, LowRank, grouped_lora_linear, lora_linear};
 pub use prologue::Prologue;
 pub use random::{Mode, RandomKey};
 pub use rms_norm::rms_norm;
-pub use rotary::rotary;
+pub use rotary::{rotary, rotary_};
 pub use swiglu::swiglu;
 
 pub use tch;

@@ -1,8 +1,8 @@
 //! Rotary position embedding.
 
 use crate::{
-    cpu::{Kernel, Rows, dispatch, fill_rows},
-    error::{Result, check_shape},
+    cpu::{Kernel, Rows, RowsMut, change_rows, dispatch, fill_rows},
+    error::{Error, Result, check_shape},
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::ops::Range;
@@ -26,6 +26,35 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     check_shape(NAME, "cos", cos, &[tokens, head_dim / 2])?;
     check_shape(NAME, "sin", sin, &[tokens, head_dim - head_dim / 2])?;
     Ok(apply_one(Rotary, &[Some(x), Some(&cos.f_detach()?), Some(&sin.f_detach()?)])?)
+}
+
+/// [`rotary`] of the first `heads` heads in the memory of `x`, outside the graph: for a tensor that nobody else reads, such as a new
+/// product of queries, keys and values.
+///
+/// # Shapes
+/// - `x`: `[total_tokens, heads and others, head_dim]`; `cos`, `sin`: `[total_tokens, head_dim / 2]`
+///
+/// # Errors
+/// [`Error::Shape`] if heads or tables do not fit `x`; [`Error::ChangesGraph`] if `x` has a gradient.
+pub fn rotary_(x: &mut Tensor, heads: i64, cos: &Tensor, sin: &Tensor) -> Result<()> {
+    const NAME: &str = "rotary_";
+    check_shape(NAME, "x", x, &[-1, -1, -1])?;
+    let (tokens, all_heads, head_dim) = (x.size()[0], x.size()[1], x.size()[2]);
+    if !(0..=all_heads).contains(&heads) {
+        return Err(Error::Shape {
+            function: NAME,
+            what: "x".to_owned(),
+            found: x.size(),
+            expected: format!("at least the {heads} heads to rotate"),
+        });
+    }
+    check_shape(NAME, "cos", cos, &[tokens, head_dim / 2])?;
+    check_shape(NAME, "sin", sin, &[tokens, head_dim - head_dim / 2])?;
+    if x.requires_grad() {
+        return Err(Error::ChangesGraph { function: NAME, what: "x", instead: "rotary" });
+    }
+    let _no_grad = tch::no_grad_guard();
+    rotate_first_in_place(x, heads, cos, sin, Sense::Forward)
 }
 
 struct Rotary;
@@ -54,6 +83,21 @@ pub(crate) fn rotate_first(
         Some(y) => Ok(y),
         None => torch(x, heads, cos, sin, sense),
     }
+}
+
+/// [`rotate_first`] in the memory of `x`.
+pub(crate) fn rotate_first_in_place(
+    x: &mut Tensor,
+    heads: i64,
+    cos: &Tensor,
+    sin: &Tensor,
+    sense: Sense,
+) -> Result<()> {
+    if !fused_in_place(x, heads, cos, sin, sense)? {
+        let rotated = x.f_narrow(1, 0, heads)?;
+        x.f_narrow(1, 0, heads)?.f_copy_(&torch(&rotated, heads, cos, sin, sense)?)?;
+    }
+    Ok(())
 }
 
 /// The rotation in libtorch's operators.
@@ -89,6 +133,51 @@ fn fused(x: &Tensor, heads: i64, cos: &Tensor, sin: &Tensor, sense: Sense) -> Re
     Ok(Some(y))
 }
 
+/// [`fused`] in the memory of `x`; `false` if it does not lie in rows.
+fn fused_in_place(x: &mut Tensor, heads: i64, cos: &Tensor, sin: &Tensor, sense: Sense) -> Result<bool> {
+    let (Some(cos), Some(sin), Ok(heads)) = (Rows::of(cos, 1), Rows::of(sin, 1), usize::try_from(heads))
+    else {
+        return Ok(false);
+    };
+    if cos.width() != sin.width() {
+        return Ok(false);
+    }
+    let changed = change_rows(x, 2, [], |x, []| dispatch(RotationInPlace { x, heads, cos, sin, sense }))?;
+    Ok(changed.is_some())
+}
+
+struct RotationInPlace<'a> {
+    x: RowsMut<'a>,
+    heads: usize,
+    cos: Rows<'a>,
+    sin: Rows<'a>,
+    sense: Sense,
+}
+
+impl Kernel for RotationInPlace<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(mut self) {
+        let half = self.cos.width();
+        for index in self.x.range() {
+            let (cos, sin) = (self.cos.row(index), self.sin.row(index));
+            let (rotated, _) = self.x.row(index).split_at_mut(self.heads * 2 * half);
+            for head in rotated.chunks_exact_mut(2 * half) {
+                let (x1, x2) = head.split_at_mut(half);
+                for ((x1, x2), (&cos, &sin)) in x1.iter_mut().zip(x2).zip(cos.iter().zip(sin)) {
+                    [*x1, *x2] = rotated_pair([*x1, *x2], cos, sin, self.sense);
+                }
+            }
+        }
+    }
+}
+
+/// Two numbers of a head, turned by their angle.
+#[inline(always)]
+fn rotated_pair([x1, x2]: [f32; 2], cos: f32, sin: f32, sense: Sense) -> [f32; 2] {
+    let sin = if sense == Sense::Forward { sin } else { -sin };
+    [x1 * cos - x2 * sin, x2 * cos + x1 * sin]
+}
+
 struct Rotation<'a> {
     x: Rows<'a>,
     heads: usize,
@@ -103,7 +192,6 @@ impl Kernel for Rotation<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         let half = self.cos.width();
-        let sign = if self.sense == Sense::Forward { 1.0 } else { -1.0 };
         for (index, y) in self.range.zip(self.y.chunks_exact_mut(self.x.width())) {
             let (cos, sin) = (self.cos.row(index), self.sin.row(index));
             let (x, others) = self.x.row(index).split_at(self.heads * 2 * half);
@@ -114,9 +202,7 @@ impl Kernel for Rotation<'_> {
                 let angles = cos.iter().zip(sin);
                 let results = y1.iter_mut().zip(y2.iter_mut());
                 for (((&x1, &x2), (&cos, &sin)), (y1, y2)) in x1.iter().zip(x2).zip(angles).zip(results) {
-                    let sin = sin * sign;
-                    *y1 = x1 * cos - x2 * sin;
-                    *y2 = x2 * cos + x1 * sin;
+                    [*y1, *y2] = rotated_pair([x1, x2], cos, sin, self.sense);
                 }
             }
         }
@@ -170,6 +256,29 @@ mod tests {
             }
             let there = fused(&x, heads, &cos, &sin, Sense::Forward).unwrap().unwrap();
             assert_close(&fused(&there, heads, &cos, &sin, Sense::Backward).unwrap().unwrap(), &x, 1e-6);
+        }
+    }
+
+    #[test]
+    fn in_place_gives_the_same_bits_and_leaves_the_rest() {
+        for [tokens, heads, half] in [[650, 12, 32], [5, 3, 4], [3, 1, 33], [1, 2, 1]] {
+            let angle = noise(2, &[tokens, half]) * 3.0;
+            let (cos, sin) = (angle.cos(), angle.sin());
+            let x = noise(1, &[tokens, heads + 1, 2 * half]);
+            for sense in [Sense::Forward, Sense::Backward] {
+                let mut y = x.copy();
+                assert!(fused_in_place(&mut y, heads, &cos, &sin, sense).unwrap());
+                assert_eq!(y, fused(&x, heads, &cos, &sin, sense).unwrap().unwrap());
+            }
+            // The heads of a token of which some are not its own, and those that lie apart.
+            let mut part = x.copy().narrow(1, 1, heads);
+            rotary_(&mut part, heads - 1, &cos, &sin).unwrap();
+            let expected =
+                rotate_first(&x.narrow(1, 1, heads), heads - 1, &cos, &sin, Sense::Forward).unwrap();
+            assert_eq!(part, expected);
+            let mut apart = x.transpose(0, 1).contiguous().copy().transpose(0, 1);
+            rotary_(&mut apart, heads, &cos, &sin).unwrap();
+            assert_close(&apart, &rotate_first(&x, heads, &cos, &sin, Sense::Forward).unwrap(), 1e-7);
         }
     }
 

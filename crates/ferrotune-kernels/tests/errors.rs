@@ -2,7 +2,7 @@
 
 use ferrotune_kernels::{
     CrossEntropyOptions, Error, FrozenWeight, LowRank, Mode, RandomKey, SequenceLayout, linear_cross_entropy,
-    linear_cross_entropy_with, lora_linear,
+    linear_cross_entropy_with, lora_linear, rotary_,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -24,6 +24,9 @@ fn each_mistake_is_an_error_of_its_own() {
         let error = linear_cross_entropy_with(&hidden, &head, &ids, options).unwrap_err();
         assert!(matches!(error, Error::InvalidOption { option: found, .. } if found == option), "{error}");
     }
+    let (mut x, table) = (ones(&[2, 3, 4], Kind::Float).set_requires_grad(true), ones(&[2, 2], Kind::Float));
+    assert!(matches!(rotary_(&mut x, 3, &table, &table), Err(Error::ChangesGraph { what: "x", .. })));
+    assert!(matches!(rotary_(&mut x, 4, &table, &table), Err(Error::Shape { .. })));
     let (a, b) = (ones(&[2, 4], Kind::Float), ones(&[5, 2], Kind::Float));
     let update = LowRank { a: &a, b: &b, scaling: 1.0, dropout: 1.5, layer: 0 };
     let result = lora_linear(&hidden, &head, None, Some(update), Mode::Train(RandomKey::from_seed(1)));

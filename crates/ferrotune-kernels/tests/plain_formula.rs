@@ -378,6 +378,31 @@ fn packed_attention_equals_a_score_matrix_for_each_sequence() {
 }
 
 #[test]
+fn windows_over_many_blocks_equal_a_score_matrix_for_each_sequence() {
+    let borders = [0, 700, 701, 830, 1345];
+    let layout = SequenceLayout::from_cu_seqlens(&borders).unwrap();
+    for (kv_heads, window) in [(1, 2), (2, 50), (1, 129), (2, 600), (1, 700), (2, 9999)] {
+        let options = AttentionOptions { scale: 0.7, sliding_window: Some(window) };
+        compare(
+            &[&[1345, 2, 4], &[1345, kv_heads, 4], &[1345, kv_heads, 4]],
+            |leaves| causal_attention(&leaves[0], &leaves[1], &leaves[2], &layout, options).unwrap(),
+            |leaves| plain_attention(&leaves[0], &leaves[1], &leaves[2], &borders, 0.7, window),
+        );
+    }
+}
+
+#[test]
+fn a_window_below_one_is_refused() {
+    let x = noise(1, &[3, 2, 4]);
+    let options = AttentionOptions { scale: 1.0, sliding_window: Some(0) };
+    let layout = SequenceLayout::from_cu_seqlens(&[0, 3]).unwrap();
+    let refused = |result: ferrotune_kernels::Result<Tensor>| {
+        matches!(result, Err(Error::InvalidOption { option: "sliding_window", .. }))
+    };
+    assert!(refused(causal_attention(&x, &x, &x, &layout, options)));
+}
+
+#[test]
 fn attention_reads_columns_of_a_wider_tensor() {
     let layout = SequenceLayout::from_cu_seqlens(&[0, 4, 7]).unwrap();
     let options = AttentionOptions { scale: 0.5, sliding_window: None };

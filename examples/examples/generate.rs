@@ -5,6 +5,7 @@ use ferrotune::{
     Error, Result,
     atomic::write_atomically,
     data::{Completion, Example, Message, Prompt, Source, read_examples},
+    job::Assistant,
     progress::Progress,
 };
 use ferrotune_examples::{
@@ -33,6 +34,9 @@ Exit codes: 0 done, 2 the input cannot be used, 1 anything else.";
 struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
+    /// Fold the adapter into the weights first: a token then costs what it costs without one.
+    #[arg(long, requires = "adapter")]
+    merge: bool,
     /// One prompt; its answer is printed as it is generated.
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     prompt: Option<String>,
@@ -68,12 +72,20 @@ fn program() -> ExitCode {
     }
 }
 
+fn load(arguments: &Arguments) -> Result<Assistant> {
+    let mut assistant = arguments.model.load()?;
+    if arguments.merge {
+        assistant.merge_adapter()?;
+    }
+    Ok(assistant)
+}
+
 /// Whether every prompt was answered.
 fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<bool> {
     arguments.model.check_output(output, input)?;
     let interruption = interruption();
     let examples = read_examples(input, None)?;
-    let assistant = arguments.model.load()?;
+    let assistant = load(arguments)?;
     let prompts = assistant.prompt_ids(&examples, arguments.max_new_tokens)?;
     let mut progress = Progress::stderr();
     let start = Instant::now();
@@ -106,7 +118,7 @@ fn answer_file(arguments: &Arguments, input: &Path, output: &Path) -> Result<boo
 /// Prints the answer as it grows: the text of all tokens so far, less what is printed already and what may still change. Together it is
 /// the answer that the file form writes.
 fn answer_prompt(arguments: &Arguments, prompt: &str) -> Result<()> {
-    let assistant = arguments.model.load()?;
+    let assistant = load(arguments)?;
     let example = Example {
         prompt: Prompt::Messages(vec![Message::new("user", prompt)]),
         completion: Completion::Text(String::new()),

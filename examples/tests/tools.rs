@@ -57,6 +57,8 @@ fn predictions_come_in_order_and_do_not_depend_on_the_batch() {
     let adapted = generate(&job, &["--adapter", adapter()]);
     assert_ne!(adapted, lines, "the adapter is used");
     assert_eq!(generate(&job, &["--adapter", adapter(), "--batch-size", "2"]), adapted);
+    assert_eq!(generate(&job, &["--adapter", adapter(), "--merge"]), adapted);
+    job.tool("generate", &[&FILES[..], &["--merge"]].concat()).refused(&["--adapter"]);
 }
 
 #[test]

@@ -170,6 +170,17 @@ pub fn load(
     add(model, name, index, &config, made.map_err(|error| error.in_file(directory))?)
 }
 
+/// Folds an adapter into the frozen weights of its model, `W += scaling * B A`, and takes it out: the bare model then computes what it
+/// computed with the adapter, up to rounding, at the cost of the bare model.
+///
+/// The same as PEFT's `merge_and_unload`. Other adapters of the model stay, and add to the new weights.
+///
+/// # Errors
+/// Those of [`LoraLinear::merge_adapter`].
+pub fn merge(model: &mut (impl Adaptable + ?Sized), adapter: Adapter) -> Result<()> {
+    model.visit_linears(&mut |layer| layer.merge_adapter(adapter.index))
+}
+
 fn module_infos(model: &mut (impl Adaptable + ?Sized)) -> Result<Vec<ModuleInfo>> {
     let mut modules = Vec::new();
     model.visit_linears(&mut |layer| {

@@ -273,4 +273,47 @@ impl LoraLinear {
             }
         }
     }
+
+    /// Adds the updates of the adapter `adapter` to the frozen weights, `W += scaling * B A`, and removes it from the layer.
+    ///
+    /// ```
+    /// # use ferrotune_lora::{LoraLinear, LoraWeights};
+    /// # use tch::{Device, Kind, Tensor};
+    /// let ones = |rows, columns| Tensor::ones([rows, columns], (Kind::Float, Device::Cpu));
+    /// let weight = ones(3, 2);
+    /// let mut layer = LoraLinear::new("up", &weight, None)?;
+    /// layer.set_adapter("up", 0, LoraWeights { a: ones(1, 2), b: ones(3, 1), scaling: 0.5, dropout: 0.0 })?;
+    /// layer.merge_adapter(0)?;
+    /// assert_eq!(layer.weight().dense_rows(0, 3)?, ones(3, 2) * 1.5);
+    /// assert!(!layer.has_adapter(0));
+    /// assert_eq!(weight, ones(3, 2)); // the tensor that the layer was made from is as it was
+    /// # Ok::<(), ferrotune_lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if libtorch fails.
+    pub fn merge_adapter(&mut self, adapter: usize) -> Result<()> {
+        if !self.has_adapter(adapter) {
+            return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        // The layer's tensors are shared with whoever gave them.
+        let merged = self.weight.dense_rows(0, self.weight.out_features())?.f_detach_copy()?;
+        let mut start = 0;
+        for member in &self.members {
+            let rows = member.info.out_features;
+            if let Some(Some(LoraWeights { a, b, scaling, .. })) = member.adapters.get(adapter) {
+                let update = b.f_matmul(a)?.f_mul_scalar(*scaling)?;
+                let _ = merged.f_narrow(0, start, rows)?.f_add_(&update.f_to_kind(merged.kind())?)?;
+            }
+            start += rows;
+        }
+        self.weight = FrozenWeight::new(&merged)?;
+        for member in &mut self.members {
+            if let Some(weights) = member.adapters.get_mut(adapter) {
+                *weights = None;
+            }
+        }
+        Ok(())
+    }
 }

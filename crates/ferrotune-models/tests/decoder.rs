@@ -81,6 +81,28 @@ fn logits_equal_transformers_with_and_without_an_adapter() {
 }
 
 #[test]
+fn a_merged_adapter_computes_what_it_computed_beside_the_weights() {
+    for case in CASES {
+        let (mut model, expected) = (load(case), Expected::read(case));
+        let inputs = expected.inputs();
+        let folder = fixture(case).join("adapter");
+        let merged = ferrotune_lora::load(&mut model, "merged", 0, &folder, false).unwrap();
+        ferrotune_lora::load(&mut model, "other", 1, &folder, false).unwrap();
+        let other = inputs.layout.clone().with_adapter(Some(1));
+        ferrotune_lora::merge(&mut model, merged).unwrap();
+        for adapter in [None, Some(0)] {
+            let layout = inputs.layout.clone().with_adapter(adapter);
+            let logits = model.logits(&inputs.input_ids, &layout, None).unwrap();
+            let error = relative(&logits, &expected.0["adapted_logits"]);
+            assert!(error < 2e-6, "{case}: {adapter:?}: {error}");
+        }
+        // Another adapter stays, and its update comes on top.
+        let twice = model.logits(&inputs.input_ids, &other, None).unwrap();
+        assert!(relative(&twice, &expected.0["adapted_logits"]) > 1e-3, "{case}");
+    }
+}
+
+#[test]
 fn loss_and_every_gradient_equal_peft() {
     for case in CASES {
         let (mut model, expected) = (load(case), Expected::read(case));

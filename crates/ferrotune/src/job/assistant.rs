@@ -122,6 +122,18 @@ impl Assistant {
         Ok(())
     }
 
+    /// Folds the adapter in use, if there is one, into the weights: answers are the same, up to rounding, and cost what they cost
+    /// without an adapter.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] if libtorch fails.
+    pub fn merge_adapter(&mut self) -> Result<()> {
+        match self.adapter.take() {
+            Some(adapter) => Ok(ferrotune_lora::merge(&mut self.model, adapter)?),
+            None => Ok(()),
+        }
+    }
+
     /// Stop tokens as the tokenizer counts them.
     pub(crate) fn stop_tokens(&self) -> Vec<u32> {
         self.stop_token_ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect()

@@ -4,9 +4,10 @@ use crate::{
     cpu::{Kernel, LANES, RowsMut, change_rows, dispatch, exp},
     error::{Error, Result, check_shape},
     frozen::FrozenWeight,
+    kind::wide_kind,
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Number of logits that exist at one time: 16 MiB in f32.
 const CHUNK_LOGITS: i64 = 4 << 20;
@@ -130,7 +131,7 @@ impl Function for LinearCrossEntropy {
         let (hidden, ids) = (inputs[0].ok_or("hidden is required")?, inputs[1].ok_or("ids are required")?);
         let targets = hidden.size()[0];
         let rows_per_chunk = (CHUNK_LOGITS / self.weight.out_features().max(1)).max(1);
-        let kind = wide(hidden.kind());
+        let kind = wide_kind(hidden.kind());
         let losses = Tensor::f_empty([targets], (kind, hidden.device()))?;
         let grad = match context.needs_input_grad(0) {
             true => Some(Tensor::f_empty(hidden.size(), (hidden.kind(), hidden.device()))?),
@@ -164,11 +165,6 @@ impl Function for LinearCrossEntropy {
         };
         Ok(vec![grad, None])
     }
-}
-
-/// The kind of losses whose logits are computed in `kind`.
-fn wide(kind: Kind) -> Kind {
-    if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 /// The losses of rows of logits, which become the losses' gradients: `softmax (1 + 2 c l) - epsilon / V - (1 - epsilon) one_hot`.
@@ -307,6 +303,7 @@ fn exponentials<const FMA: bool>(numbers: &mut [f32], largest: f32) -> f64 {
 mod tests {
     use super::*;
     use crate::cpu::{assert_close, noise};
+    use tch::Kind;
 
     fn options() -> [CrossEntropyOptions; 4] {
         let plain = CrossEntropyOptions::default();

@@ -9,6 +9,7 @@ mod error;
 mod frozen;
 mod gradients;
 mod head_loss;
+mod kind;
 mod layout;
 mod lora_linear;
 mod prologue;
@@ -28,7 +29,7 @@ pub use layout::{Segment, SequenceLayout};
 pub use lora_linear::{GroupMember, LowRank, grouped_lora_linear, lora_linear};
 pub use prologue::Prologue;
 pub use random::{Mode, RandomKey};
-pub use rms_norm::rms_norm;
+pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rotary::{rotary, rotary_};
 pub use swiglu::swiglu;
 

@@ -3,8 +3,8 @@
 
 use ferrotune_kernels::{
     AttentionOptions, CrossEntropyOptions, Error, FrozenWeight, GroupMember, LowRank, Mode, Prologue,
-    RandomKey, SequenceLayout, causal_attention, frozen_linear, grouped_lora_linear, linear_cross_entropy,
-    linear_cross_entropy_with, lora_linear, rms_norm, rotary, rotary_attention, swiglu,
+    RandomKey, SequenceLayout, add_rms_norm, causal_attention, frozen_linear, grouped_lora_linear,
+    linear_cross_entropy, linear_cross_entropy_with, lora_linear, rms_norm, rotary, rotary_attention, swiglu,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -240,6 +240,53 @@ fn rms_norm_has_the_gradients_of_input_and_weight() {
             x * (mean_square + 1e-5).rsqrt() * &leaves[1]
         },
     );
+}
+
+fn plain_rms_norm(x: &Tensor, weight: &Tensor) -> Tensor {
+    let mean_square = x.square().mean_dim([-1i64].as_slice(), true, x.kind());
+    x * (mean_square + 1e-5).rsqrt() * weight
+}
+
+#[test]
+fn add_rms_norm_has_the_gradients_of_both_uses_of_the_sum() {
+    let both = |(sum, normed): (Tensor, Tensor)| Tensor::stack(&[sum, normed], 0);
+    for residual in [vec![3, 5, 7], vec![3, 7, 5]] {
+        let of = |x: &Tensor| if residual[1] == 7 { x.transpose(1, 2) } else { x.shallow_clone() };
+        compare(
+            &[&[3, 5, 7], &residual, &[7]],
+            |leaves| both(add_rms_norm(&leaves[0], &of(&leaves[1]), &leaves[2], 1e-5).unwrap()),
+            |leaves| {
+                let sum = &leaves[0] + of(&leaves[1]);
+                let normed = plain_rms_norm(&sum, &leaves[2]);
+                both((sum, normed))
+            },
+        );
+    }
+    // One of the two outputs alone.
+    compare(
+        &[&[5, 7], &[5, 7], &[7]],
+        |leaves| add_rms_norm(&leaves[0], &leaves[1], &leaves[2], 1e-5).unwrap().1,
+        |leaves| plain_rms_norm(&(&leaves[0] + &leaves[1]), &leaves[2]),
+    );
+    let weight = noise(9, &[7]);
+    compare(
+        &[&[5, 7], &[5, 7]],
+        |leaves| add_rms_norm(&leaves[0], &leaves[1], &weight, 1e-5).unwrap().0,
+        |leaves| &leaves[0] + &leaves[1],
+    );
+    let error = add_rms_norm(&noise(1, &[5, 7]), &noise(2, &[7]), &weight, 1e-5).unwrap_err().to_string();
+    assert!(error.contains("residual has shape [7], expected [5, 7]"), "{error}");
+}
+
+#[test]
+fn norms_in_f64_have_the_gradients_of_their_differences() {
+    let leaf = |seed, shape: &[i64]| noise(seed, shape).to_kind(Kind::Double).set_requires_grad(true);
+    let inputs = [leaf(1, &[3, 4]), leaf(2, &[3, 4]), leaf(3, &[4])];
+    let both = |inputs: &[Tensor]| {
+        let (sum, normed) = add_rms_norm(&inputs[0], &inputs[1], &inputs[2], 1e-3)?;
+        Ok(vec![rms_norm(&sum, &inputs[2], 1e-3)?, normed, sum])
+    };
+    ferrotune_autograd::GradientCheck::default().run(both, &inputs).unwrap();
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::fmt;
 use anyhow::{Error, Result, bail};
 use serde_json::{Value, json};
 
+pub use machine::cpu;
+
 use crate::{data, files, setup, workspace};
 
 /// What was found of one thing.

@@ -1,4 +1,4 @@
-//! The project's own commands, `cargo xtask ...`: set-up, the demo, the tests, the demo data.
+//! The project's own commands, `cargo xtask ...`: set-up, the demo, the tests, the demo data, the comparison with Python.
 //!
 //! Nothing here depends on libtorch, so that `setup` can run before there is one.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -8,6 +8,7 @@ mod demo;
 mod digest;
 mod doctor;
 mod files;
+mod peers;
 mod process;
 mod progress;
 mod setup;
@@ -58,6 +59,9 @@ enum Command {
     },
     /// Fine-tune the demo model on the demo data, into runs/demo
     Demo,
+    /// Measure ours and Python's programs in turn: training, generation, the LoRA layer
+    #[command(after_help = peers::EXAMPLES)]
+    Peers(peers::Arguments),
 }
 
 fn run(command: Command) -> Result<()> {
@@ -72,6 +76,7 @@ fn run(command: Command) -> Result<()> {
             data::of_frozen_crates(output.as_deref(), record).map(|_| ())
         }
         Command::Demo => demo::run(),
+        Command::Peers(arguments) => peers::run(arguments),
     }
 }
 
@@ -81,7 +86,9 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             // As everywhere in ferrotune: 2 is for what the user can mend.
-            let theirs = error.is::<setup::NotReady>() || error.is::<doctor::Missing>();
+            let theirs = error.is::<setup::NotReady>()
+                || error.is::<doctor::Missing>()
+                || error.is::<peers::BadInput>();
             ExitCode::from(if theirs { 2 } else { 1 })
         }
     }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 pub use compiler::check as compiler;
 pub use libtorch::examine as libtorch;
 pub use model::Model;
-pub use wheel::check_pip as pip;
+pub use wheel::{check_pip as pip, remedy as pip_remedy};
 
 use crate::{files, workspace};
 

@@ -27,6 +27,11 @@ pub fn findings() -> Vec<Finding> {
     ]
 }
 
+/// The processor, and which of its features matter here.
+pub fn cpu() -> String {
+    features(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()).text
+}
+
 fn threads(cores: usize, quota: Option<f64>, variable: &dyn Fn(&str) -> Option<String>) -> Finding {
     let mut text = format!("{cores} for this process");
     if let Some(quota) = quota {

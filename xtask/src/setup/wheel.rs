@@ -109,7 +109,7 @@ pub fn check_pip() -> Result<String> {
 }
 
 /// What to do about an error of pip.
-fn remedy(errors: &str, folder: &Path) -> String {
+pub fn remedy(errors: &str, folder: &Path) -> String {
     let lower = errors.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if has(&["no space left", "errno 28", "disk quota"]) {

@@ -136,7 +136,7 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     figures::prepare(&out).map_err(|error| anyhow!(BadInput(format!("{error:#}"))))?;
     let _lock = files::Lock::acquire(&out, "peers")?;
     let python = Python::provide(&workspace::cache()?, arguments.python.as_deref())?;
-    let python_versions = versions(&python, threads, &out)?;
+    let python_versions = python.versions(threads, &out.join("logs/versions.log"))?;
     let model = setup::run()?;
     let (train, test) = match files {
         Some(files) => files,
@@ -149,6 +149,9 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     let programs = Programs::build(python, model.directory(), threads)?;
     let machine = machine(threads, python_versions);
     let load_before = load();
+    if let Some(load) = load_before.filter(|load| *load > 0.5) {
+        eprintln!("peers: note: the load average is {load}: wait until the machine does nothing else");
+    }
     let mut bench = Bench {
         programs: &programs,
         out: &out,
@@ -217,14 +220,6 @@ fn readable(path: &Path) -> Result<PathBuf> {
     }
     fs::File::open(path).map_err(bad)?;
     Ok(std::path::absolute(path)?)
-}
-
-/// The versions of what is compared; with it the packages are compiled, and in memory.
-fn versions(python: &Python, threads: usize, out: &Path) -> Result<Value> {
-    let log = out.join("logs/versions.log");
-    let finished = child::run(&mut python.program("versions.py", threads), &log)
-        .map_err(|error| anyhow!(BadInput(format!("{}: {error:#}", python.remedy()))))?;
-    Ok(finished.done("")?.clone())
 }
 
 /// Reads the model's files once, so that no program is the one that waits for the disk.

@@ -25,7 +25,8 @@ pub struct Finished {
     pub events: Vec<Event>,
     /// From its start to its end.
     pub seconds: f64,
-    pub peak_mib: f64,
+    /// The most memory that it held; `None` if it ended before the first look at it.
+    pub peak_mib: Option<f64>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,6 +55,10 @@ impl Finished {
             .with_context(|| format!("the event `done` has no {pointer}: {}", done.value))
     }
 
+    pub fn peak_mib(&self) -> Result<f64> {
+        self.peak_mib.context("the peak memory is not known: /proc/PID/status showed no VmHWM")
+    }
+
     pub fn number(&self, pointer: &str) -> Result<f64> {
         let value = self.done(pointer)?;
         value.as_f64().with_context(|| format!("{pointer} of the event `done` is no number: {value}"))
@@ -76,9 +81,9 @@ pub fn run(command: &mut Command, log: &Path) -> Result<Finished> {
     let over = AtomicBool::new(false);
     let (events, peak_kib) = thread::scope(|scope| {
         let watch = scope.spawn(|| {
-            let mut peak = 0;
+            let mut peak = None;
             while !over.load(Ordering::Relaxed) {
-                peak = peak.max(peak_kib(pid).unwrap_or(0));
+                peak = peak.max(peak_kib(pid));
                 thread::park_timeout(BETWEEN_LOOKS);
             }
             peak
@@ -87,7 +92,7 @@ pub fn run(command: &mut Command, log: &Path) -> Result<Finished> {
         // The process is not waited for yet, so that its number is still its own.
         over.store(true, Ordering::Relaxed);
         watch.thread().unpark();
-        (events, watch.join().unwrap_or(0))
+        (events, watch.join().unwrap_or(None))
     });
     let events = match events {
         Ok(events) => events,
@@ -99,10 +104,7 @@ pub fn run(command: &mut Command, log: &Path) -> Result<Finished> {
         let text = format!("`{shown}` failed ({status}); the end of {}:\n{}", log.display(), last_lines(log));
         return Err(if status.code() == Some(2) { anyhow!(BadInput(text)) } else { anyhow!(text) });
     }
-    if peak_kib == 0 {
-        bail!("the peak memory of `{shown}` is not known: /proc/PID/status has no VmHWM");
-    }
-    Ok(Finished { events, seconds, peak_mib: peak_kib as f64 / 1024.0 })
+    Ok(Finished { events, seconds, peak_mib: peak_kib.map(|kib| kib as f64 / 1024.0) })
 }
 
 struct KilledIfDropped(Child);
@@ -164,7 +166,7 @@ mod tests {
         assert_eq!(finished.all("stage").count(), 1);
         assert_eq!(finished.number("/a/b").unwrap(), 2.5);
         assert!(finished.events[0].at < finished.events[1].at && finished.events[1].at <= finished.seconds);
-        assert!(finished.peak_mib > 0.1, "{}", finished.peak_mib);
+        assert!(finished.peak_mib().is_ok_and(|peak| peak > 0.1), "{finished:?}");
         let error = finished.number("/c").unwrap_err().to_string();
         assert!(error.contains("/c"), "{error}");
     }
@@ -172,9 +174,9 @@ mod tests {
     #[test]
     fn the_peak_is_that_of_the_process_and_stays_when_the_memory_is_given_back() {
         let script = r#"x=$(head -c 40000000 /dev/zero | tr '\0' a); x=; sleep 0.1; echo '{"event":"done"}'"#;
-        let finished = run_shell(script).unwrap();
-        assert!(finished.peak_mib > 35.0, "{}", finished.peak_mib);
-        assert!(run_shell(r#"sleep 0.1; echo '{"event":"done"}'"#).unwrap().peak_mib < 30.0);
+        let peak = |script| run_shell(script).unwrap().peak_mib().unwrap();
+        assert!(peak(script) > 35.0);
+        assert!(peak(r#"sleep 0.1; echo '{"event":"done"}'"#) < 30.0);
     }
 
     #[test]

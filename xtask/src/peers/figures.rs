@@ -65,7 +65,8 @@ impl Bench<'_> {
         let file = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let log = self.out.join("logs").join(format!("{file}.log"));
         let finished = child::run(command, &log).inspect_err(|_| eprintln!())?;
-        eprintln!(": {:.1} s, {:.0} MiB", finished.seconds, finished.peak_mib);
+        let peak = finished.peak_mib.map(|peak| format!(", {peak:.0} MiB")).unwrap_or_default();
+        eprintln!(": {:.1} s{peak}", finished.seconds);
         Ok(finished)
     }
 
@@ -113,7 +114,7 @@ impl Bench<'_> {
     fn add_training(&mut self, program: &str, finished: &Finished, real_tokens: f64) -> Result<f64> {
         let training = Training::read(finished)?;
         self.measurements.add(program, TOKENS_PER_S, real_tokens / (training.last_step_end - training.begin));
-        self.measurements.add(program, PEAK_MIB, finished.peak_mib);
+        self.measurements.add(program, PEAK_MIB, finished.peak_mib()?);
         self.measurements.add(program, TO_FIRST_STEP_S, training.begin);
         self.measurements.add(program, TO_FIRST_STEP_END_S, training.first_step_end);
         if !self.losses.iter().any(|(name, _)| name == program) {
@@ -290,7 +291,7 @@ mod tests {
 
     fn finished(events: &[(f64, Value)]) -> Finished {
         let events = events.iter().map(|(at, value)| Event { at: *at, value: value.clone() }).collect();
-        Finished { events, seconds: 100.0, peak_mib: 1.0 }
+        Finished { events, seconds: 100.0, peak_mib: None }
     }
 
     #[test]

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
 
-use super::BadInput;
+use super::{BadInput, child};
 use crate::{files, process, setup, workspace};
 
 const REQUIREMENTS: &str = include_str!("../../peers/requirements.txt");
+/// The environment, in the folder of the cache.
+const ENVIRONMENT: &str = "venv";
 /// In the environment, once all packages are in it; holds the requirements that it was made from.
 const MARK: &str = "ferrotune-requirements.txt";
 /// torch's wheels carry CUDA: what pip downloads, and what it makes of it.
@@ -19,6 +22,7 @@ pub struct Python {
     interpreter: PathBuf,
     /// What libraries may write into.
     scratch: PathBuf,
+    is_given: bool,
 }
 
 impl Python {
@@ -35,7 +39,7 @@ impl Python {
             Some(path) => std::path::absolute(path)?,
             None => environment(&folder).map_err(|error| anyhow!(BadInput(format!("{error:#}"))))?,
         };
-        Ok(Self { interpreter, scratch })
+        Ok(Self { interpreter, scratch, is_given: given.is_some() })
     }
 
     /// A program of `xtask/peers` on so many threads.
@@ -49,12 +53,24 @@ impl Python {
         command
     }
 
-    /// What to do if the first program fails.
-    pub fn remedy(&self) -> String {
-        format!(
-            "{} cannot import what is compared: `{0} -m pip install -r xtask/peers/requirements.txt`, or leave out `--python`",
-            self.interpreter.display()
-        )
+    /// The versions of what is compared; with it the packages are compiled, and in memory.
+    ///
+    /// # Errors
+    /// [`BadInput`] if something cannot be imported.
+    pub fn versions(&self, threads: usize, log: &Path) -> Result<Value> {
+        let told =
+            child::run(&mut self.program("versions.py", threads), log).and_then(|it| it.done("").cloned());
+        told.map_err(|error| {
+            let interpreter = self.interpreter.display();
+            let remedy = if self.is_given {
+                format!(
+                    "`{interpreter} -m pip install -r xtask/peers/requirements.txt`, or leave out `--python`"
+                )
+            } else {
+                format!("remove {} and start again", self.scratch.with_file_name(ENVIRONMENT).display())
+            };
+            anyhow!(BadInput(format!("{interpreter} cannot import what is compared: {remedy}: {error:#}")))
+        })
     }
 }
 
@@ -64,7 +80,7 @@ fn programs() -> PathBuf {
 
 fn environment(folder: &Path) -> Result<PathBuf> {
     let _lock = files::Lock::acquire(folder, "environment")?;
-    let environment = folder.join("venv");
+    let environment = folder.join(ENVIRONMENT);
     let interpreter = environment.join("bin/python");
     let mark = environment.join(MARK);
     let is_whole = fs::read_to_string(&mark).is_ok_and(|text| text == REQUIREMENTS)

@@ -96,15 +96,15 @@ fn point(bench: &Bench, name: &str, model: &Path, tokens: usize, repeats: usize)
         let finished = bench.run(&format!("a step of {tokens} tokens on {name}"), &mut command)?;
         let last = finished.all("step").next_back().context("the program told no step")?;
         let seconds = last.value["seconds"].as_f64().context("a step has no `seconds`")?;
+        let peak_mib = finished.peak_mib()?;
         parameters = finished.number("/parameters")?;
         match &mut sizes {
             Some(sizes) => {
                 sizes.seconds.add(seconds);
-                sizes.peak_mib.add(finished.peak_mib);
+                sizes.peak_mib.add(peak_mib);
             }
             None => {
-                sizes =
-                    Some(Sizes { seconds: Samples::of(seconds), peak_mib: Samples::of(finished.peak_mib) });
+                sizes = Some(Sizes { seconds: Samples::of(seconds), peak_mib: Samples::of(peak_mib) });
             }
         }
     }

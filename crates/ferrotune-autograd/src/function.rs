@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicUsize, Ordering},
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A differentiable function: `forward` on tensors, `backward` from the gradients of its outputs to those of its inputs.
 ///
@@ -77,13 +77,39 @@ pub trait Function: Send + Sized + 'static {
 pub struct ForwardContext {
     needs_input_grad: Vec<bool>,
     saved: Vec<Tensor>,
+    /// For each saved tensor the kind in which backward gets it, if it is stored in another.
+    kinds: Vec<Option<Kind>>,
     non_differentiable: Vec<usize>,
 }
 
 impl ForwardContext {
     /// Saves tensors (inputs, outputs or others) for backward, after those saved before. Costs no copy.
     pub fn save(&mut self, tensors: &[&Tensor]) {
-        self.saved.extend(tensors.iter().map(|tensor| tensor.shallow_clone()));
+        for tensor in tensors {
+            self.saved.push(tensor.shallow_clone());
+            self.kinds.push(None);
+        }
+    }
+
+    /// [`ForwardContext::save`] in another kind: tensors are stored as `kind`, and backward gets them back in the kind that they have now.
+    ///
+    /// `Kind::BFloat16` halves what f32 activations take until backward, and keeps 8 bits of each number; `Kind::Half` keeps 11 and turns
+    /// what lies beyond 65504 into infinity. Gradients are then those of the rounded numbers. Unlike `save` this makes copies,
+    /// which no later change of the tensors reaches. Without a graph to record, nothing is stored and nothing copied.
+    ///
+    /// # Errors
+    /// Those of libtorch.
+    pub fn save_as(&mut self, tensors: &[&Tensor], kind: Kind) -> std::result::Result<(), tch::TchError> {
+        for tensor in tensors {
+            let own = tensor.f_kind()?;
+            if own == kind || !self.needs_input_grad.contains(&true) {
+                self.save(&[tensor]);
+                continue;
+            }
+            self.saved.push(tensor.f_to_kind(kind)?);
+            self.kinds.push(Some(own));
+        }
+        Ok(())
     }
 
     /// Whether backward will be asked for the gradient of input `index`: what only that gradient needs need not be saved.
@@ -105,7 +131,7 @@ pub struct BackwardContext {
 }
 
 impl BackwardContext {
-    /// The tensors saved in forward, in the order in which they were saved.
+    /// The tensors saved in forward, in the order in which they were saved and in the kinds that they had.
     pub fn saved(&self) -> &[Tensor] {
         &self.saved
     }
@@ -130,6 +156,7 @@ pub(crate) struct Recorded {
     /// For each tensor input of the graph its place among the function's inputs.
     places: Vec<usize>,
     input_count: usize,
+    kinds: Vec<Option<Kind>>,
 }
 
 trait ErasedBackward: Send {
@@ -162,8 +189,17 @@ impl Recorded {
         for (&place, &needed) in self.places.iter().zip(needs) {
             needs_input_grad[place] = needed;
         }
-        let context = BackwardContext { saved, needs_input_grad };
         let name = self.name;
+        let saved = saved
+            .into_iter()
+            .zip(&self.kinds)
+            .map(|(tensor, kind)| match kind {
+                Some(kind) => tensor.f_to_kind(*kind),
+                None => Ok(tensor),
+            })
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|error| format!("backward of {name} failed: {error}"))?;
+        let context = BackwardContext { saved, needs_input_grad };
         let mut gradients =
             match catch_unwind(AssertUnwindSafe(|| self.function.backward(grad_outputs, &context))) {
                 Ok(Ok(gradients)) => gradients,
@@ -201,7 +237,12 @@ pub fn apply<F: Function>(mut function: F, inputs: &[Option<&Tensor>]) -> Result
     let needs_input_grad: Vec<bool> =
         inputs.iter().map(|input| grad_enabled && input.is_some_and(Tensor::requires_grad)).collect();
     let recording = needs_input_grad.contains(&true);
-    let mut context = ForwardContext { needs_input_grad, saved: Vec::new(), non_differentiable: Vec::new() };
+    let mut context = ForwardContext {
+        needs_input_grad,
+        saved: Vec::new(),
+        kinds: Vec::new(),
+        non_differentiable: Vec::new(),
+    };
     let mut outputs = {
         let _no_grad = tch::no_grad_guard();
         match catch_unwind(AssertUnwindSafe(|| function.forward(inputs, &mut context))) {
@@ -223,8 +264,13 @@ pub fn apply<F: Function>(mut function: F, inputs: &[Option<&Tensor>]) -> Result
     let (places, tensors): (Vec<usize>, Vec<&Tensor>) =
         inputs.iter().enumerate().filter_map(|(place, input)| input.map(|tensor| (place, tensor))).unzip();
     LIVE.fetch_add(1, Ordering::Relaxed);
-    let recorded =
-        Box::new(Recorded { function: Box::new(function), name, places, input_count: inputs.len() });
+    let recorded = Box::new(Recorded {
+        function: Box::new(function),
+        name,
+        places,
+        input_count: inputs.len(),
+        kinds: context.kinds,
+    });
     shim::attach(recorded, &tensors, &mut outputs, &differentiable, &context.saved)
         .map_err(|message| Error::Attach { function: name, message })?;
     Ok(outputs)

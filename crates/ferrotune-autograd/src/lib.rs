@@ -20,3 +20,8 @@ pub use libtorch::libtorch_version;
 pub use parallel::parallel_for;
 pub use same_training::{Step, Way, assert_same_training};
 pub use tch;
+
+/// The examples of the guide, run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/autograd.md")]
+pub struct Guide;

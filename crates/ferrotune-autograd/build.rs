@@ -1,4 +1,4 @@
-//! Compiles the C++ shim against the headers of the libtorch that `torch-sys` found.
+//! Compiles the C++ parts against the headers of the libtorch that `torch-sys` found.
 
 use std::{
     env,
@@ -6,7 +6,7 @@ use std::{
 };
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/cpp/shim.cpp");
+    println!("cargo:rerun-if-changed=src/cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     println!("cargo:rustc-check-cfg=cfg(no_libtorch)");
@@ -30,7 +30,7 @@ fn main() {
         .flag(format!("-D_GLIBCXX_USE_CXX11_ABI={abi}"))
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .file("src/cpp/shim.cpp")
+        .files(["src/cpp/shim.cpp", "src/cpp/buffers.cpp"])
         .compile("ferrotune_autograd");
     make_tests_find_libtorch(&lib);
 }

@@ -26,6 +26,9 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn ferrotune_free_attach_message(message: *mut c_char);
     fn ferrotune_grad_mode_enabled() -> bool;
+    fn ferrotune_reuse_buffers() -> bool;
+    fn ferrotune_release_buffers();
+    fn ferrotune_kept_buffer_bytes() -> usize;
     fn ferrotune_libtorch_configuration() -> *mut c_char;
     fn ferrotune_free_configuration(configuration: *mut c_char);
     fn ferrotune_mark_changed(tensor: *mut C_tensor);
@@ -37,6 +40,27 @@ unsafe extern "C" {
 pub(crate) fn grad_mode_enabled() -> bool {
     // SAFETY: reads a thread-local flag.
     unsafe { ferrotune_grad_mode_enabled() }
+}
+
+/// See [`crate::reuse_buffers`].
+#[cfg(not(no_libtorch))]
+pub(crate) fn reuse_buffers() -> bool {
+    // SAFETY: replaces libtorch's allocator for tensors to come; those that exist carry their own way to be freed.
+    unsafe { ferrotune_reuse_buffers() }
+}
+
+/// See [`crate::release_buffers`].
+#[cfg(not(no_libtorch))]
+pub(crate) fn release_buffers() {
+    // SAFETY: unmaps, under a lock, buffers that no tensor has.
+    unsafe { ferrotune_release_buffers() }
+}
+
+/// See [`crate::kept_buffer_bytes`].
+#[cfg(not(no_libtorch))]
+pub(crate) fn kept_buffer_bytes() -> usize {
+    // SAFETY: reads a number under a lock.
+    unsafe { ferrotune_kept_buffer_bytes() }
 }
 
 /// How the libtorch that is loaded says that it was built.
@@ -213,6 +237,13 @@ mod without_libtorch {
     pub(crate) fn libtorch_configuration() -> Option<String> {
         None
     }
+    pub(crate) fn reuse_buffers() -> bool {
+        false
+    }
+    pub(crate) fn release_buffers() {}
+    pub(crate) fn kept_buffer_bytes() -> usize {
+        0
+    }
     pub(crate) fn mark_changed(_: &mut Tensor) {}
     pub(crate) fn attach(
         _: Box<Recorded>,
@@ -229,5 +260,6 @@ mod without_libtorch {
 }
 #[cfg(no_libtorch)]
 pub(crate) use without_libtorch::{
-    attach, grad_mode_enabled, libtorch_configuration, mark_changed, parallel_for,
+    attach, grad_mode_enabled, kept_buffer_bytes, libtorch_configuration, mark_changed, parallel_for,
+    release_buffers, reuse_buffers,
 };

@@ -8,7 +8,7 @@ use ferrotune::{
     recipe::Recipe,
     report::{summary, table},
 };
-use ferrotune_examples::{exit_code, guarded, interrupted, interruption, say, use_threads};
+use ferrotune_examples::{exit_code, guarded, interrupted, interruption, prepare_to_compute, say};
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -66,7 +66,7 @@ fn program() -> ExitCode {
 fn load_recipe(arguments: &Arguments) -> Result<Recipe> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     recipe.check_paths(Some(&arguments.recipe))?;
-    use_threads(recipe.runtime.threads);
+    prepare_to_compute(recipe.runtime.threads);
     Ok(recipe)
 }
 

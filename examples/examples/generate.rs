@@ -9,7 +9,7 @@ use ferrotune::{
     progress::Progress,
 };
 use ferrotune_examples::{
-    ModelArguments, count, exit_code, guarded, interrupted, interruption, say, use_threads,
+    ModelArguments, count, exit_code, guarded, interrupted, interruption, prepare_to_compute, say,
 };
 use std::{
     io::Write,
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 
 fn program() -> ExitCode {
     let arguments = Arguments::parse();
-    use_threads(arguments.model.threads);
+    prepare_to_compute(arguments.model.threads);
     match &arguments {
         Arguments { input: Some(input), output: Some(output), .. } => {
             match answer_file(&arguments, input, output) {

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use ferrotune::{Error, Result, atomic::write_atomically, data::read_examples, metrics::perplexity};
-use ferrotune_examples::{ModelArguments, exit_code, guarded, say, use_threads};
+use ferrotune_examples::{ModelArguments, exit_code, guarded, prepare_to_compute, say};
 use indicatif::ProgressBar;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -38,7 +38,7 @@ fn program() -> ExitCode {
 }
 
 fn score(arguments: &Arguments) -> Result<()> {
-    use_threads(arguments.model.threads);
+    prepare_to_compute(arguments.model.threads);
     arguments.model.check_output(&arguments.output, &arguments.input)?;
     let examples = read_examples(&arguments.input, None)?;
     let assistant = arguments.model.load()?;

@@ -97,8 +97,9 @@ pub fn interruption() -> Arc<AtomicBool> {
     flag
 }
 
-/// Sets libtorch's number of threads: all cores where none is given.
-pub fn use_threads(threads: Option<usize>) {
+/// Makes the process one that computes: libtorch's number of threads (all cores where none is given), and large buffers kept for reuse.
+pub fn prepare_to_compute(threads: Option<usize>) {
+    ferrotune::autograd::reuse_buffers();
     let all = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     tch::set_num_threads(threads.unwrap_or(all) as i32);
 }

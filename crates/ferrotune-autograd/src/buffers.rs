@@ -1,6 +1,9 @@
 //! Large buffers of tensors, kept for the next tensor.
 
 use crate::shim;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static REUSED: AtomicBool = AtomicBool::new(false);
 
 /// Keeps the large buffers of freed CPU tensors for those that come, in the whole process from now on; `false` where that is not
 /// possible (another system than Linux, or another allocator in libtorch's place for one).
@@ -20,7 +23,14 @@ use crate::shim;
 /// }
 /// ```
 pub fn reuse_buffers() -> bool {
-    shim::reuse_buffers()
+    let reused = shim::reuse_buffers();
+    REUSED.fetch_or(reused, Ordering::Relaxed);
+    reused
+}
+
+/// Whether [`reuse_buffers`] has been called in this process, and could.
+pub fn reuses_buffers() -> bool {
+    REUSED.load(Ordering::Relaxed)
 }
 
 /// Returns all buffers that no tensor uses to the system.

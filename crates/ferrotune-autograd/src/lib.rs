@@ -12,7 +12,7 @@ mod same_training;
 #[allow(unsafe_code)] // the one place where Rust and the C++ shim meet
 mod shim;
 
-pub use buffers::{kept_buffer_bytes, release_buffers, reuse_buffers};
+pub use buffers::{kept_buffer_bytes, release_buffers, reuse_buffers, reuses_buffers};
 pub use checkpoint::checkpoint;
 pub use error::{BoxedError, Error, Result};
 pub use function::{BackwardContext, ForwardContext, Function, apply, apply_one, live_functions};

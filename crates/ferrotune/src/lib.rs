@@ -10,6 +10,7 @@ pub mod report;
 
 pub use error::{Error, Result};
 
+pub use ferrotune_autograd as autograd;
 pub use ferrotune_data as data;
 pub use ferrotune_kernels as kernels;
 pub use ferrotune_lora as lora;

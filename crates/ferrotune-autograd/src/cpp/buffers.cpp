@@ -12,6 +12,7 @@
 
 #if defined(__linux__)
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -146,6 +147,10 @@ bool ferrotune_reuse_buffers() {
     if (c10::GetCPUAllocator() == buffers()) return true;
     if (c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return false;
     c10::SetCPUAllocator(buffers(), /*priority=*/1);
+#if defined(M_TRIM_THRESHOLD)
+    // What is small comes and goes as well: a heap that shrinks after each of them has its pages cleared as often.
+    mallopt(M_TRIM_THRESHOLD, 32 << 20);
+#endif
     return c10::GetCPUAllocator() == buffers();
   } catch (...) {
     return false;

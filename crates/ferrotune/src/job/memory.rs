@@ -108,7 +108,7 @@ impl MemoryNeed {
     /// What takes how much, in the unit of the largest number beside it.
     fn parts(&self, largest: u64) -> String {
         let part = |(name, bytes): &(&str, u64)| format!("{name} {}", readable_bytes_beside(*bytes, largest));
-        self.parts.iter().map(part).collect::<Vec<_>>().join(", ")
+        self.parts.iter().filter(|(_, bytes)| *bytes > 0).map(part).collect::<Vec<_>>().join(", ")
     }
 
     fn check_against(
@@ -184,9 +184,9 @@ impl Shape {
     }
 
     /// What norms and gates leave between other tensors when they are freed: the C library's allocator fills it with smaller tensors,
-    /// and then finds no room for the next layer's.
+    /// and then finds no room for the next layer's. Where buffers are reused there are none.
     fn holes(&self) -> u64 {
-        2 * self.hidden + self.intermediate
+        if ferrotune_autograd::reuses_buffers() { 0 } else { 2 * self.hidden + self.intermediate }
     }
 
     /// Gradients of a feed-forward block, and its gates once more.

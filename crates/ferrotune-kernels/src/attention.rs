@@ -85,7 +85,7 @@ pub fn rotary_attention(
     Ok(apply_one(RotaryAttention { segments, tables, kv_heads }, &[Some(qkv)])?)
 }
 
-fn check_window(function: &'static str, options: AttentionOptions) -> Result<()> {
+pub(crate) fn check_window(function: &'static str, options: AttentionOptions) -> Result<()> {
     match options.sliding_window {
         Some(window) if window < 1 => Err(Error::InvalidOption {
             function,

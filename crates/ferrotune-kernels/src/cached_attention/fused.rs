@@ -77,6 +77,8 @@ impl Kernel for Attention<'_> {
                 for start in (start..end).step_by(TOKENS) {
                     let tokens = start..end.min(start + TOKENS);
                     tile.begin(tokens.len(), sequence.past + start - sequence.tokens.start);
+                    // By the sequence, and not by the tile: how a range is cut depends on the number of threads.
+                    tile.transposes = sequence.tokens.len() > 1;
                     for (token, q) in tokens.clone().zip(tile.q.chunks_exact_mut(width)) {
                         let query = &self.queries.row(token)[kv_head * width..][..width];
                         q.iter_mut().zip(query).for_each(|(q, query)| *q = query * self.scale);
@@ -119,6 +121,9 @@ struct Tile {
     /// The largest score, and `sum_j exp(score_j - largest)`, `[TOKENS, group]` each.
     largest: Vec<f32>,
     sum: Vec<f32>,
+    /// Whether keys are transposed first, `[head_dim, KEYS]`: worth it for many queries, whose scores then form side by side.
+    transposes: bool,
+    keys: Vec<f32>,
 }
 
 impl Tile {
@@ -135,6 +140,8 @@ impl Tile {
             y: numbers,
             largest: scalars.clone(),
             sum: scalars,
+            transposes: false,
+            keys: vec![0.0; head_dim * KEYS],
         }
     }
 
@@ -163,12 +170,18 @@ impl Tile {
             let (mut start, end) = (all.start.max(passed), all.end.min(passed + rows.len()));
             while start < end {
                 let block = start..end.min(start + KEYS);
+                let first_row = rows.start + start - passed;
+                if self.transposes {
+                    for place in 0..block.len() {
+                        let keys = self.keys[place..].iter_mut().step_by(KEYS);
+                        keys.zip(key(first_row + place)).for_each(|(place, key)| *place = *key);
+                    }
+                }
                 for token in 0..self.tokens {
                     let seen = seen(self.position + token);
-                    let keys = block.start.max(seen.start)..block.end.min(seen.end);
-                    if !keys.is_empty() {
-                        let rows = rows.start + keys.start - passed..rows.start + keys.end - passed;
-                        self.add::<FMA>(token, rows, &key, &value);
+                    let seen = block.start.max(seen.start)..block.end.min(seen.end);
+                    if !seen.is_empty() {
+                        self.add::<FMA>(token, seen.start - start..seen.end - start, first_row, &key, &value);
                     }
                 }
                 start = block.end;
@@ -180,22 +193,30 @@ impl Tile {
         }
     }
 
-    /// Lets the queries of a token see up to [`KEYS`] more rows.
+    /// Lets the queries of a token see some places of a block of [`KEYS`] rows.
     #[inline(always)]
     fn add<'a, const FMA: bool>(
         &mut self,
         token: usize,
-        rows: Range<usize>,
+        seen: Range<usize>,
+        first_row: usize,
         key: &impl Fn(usize) -> &'a [f32],
         value: &impl Fn(usize) -> &'a [f32],
     ) {
         for query in token * self.group..(token + 1) * self.group {
             let place = query * self.head_dim..(query + 1) * self.head_dim;
             let (q, y) = (&self.q[place.clone()], &mut self.y[place]);
-            // Scores beyond the last stay as small as can be, and weigh nothing.
             let mut weights = [f32::NEG_INFINITY; KEYS];
-            for (score, row) in weights.iter_mut().zip(rows.clone()) {
-                *score = dot::<FMA>(q, key(row));
+            if self.transposes {
+                weights = [0.0; KEYS];
+                add_all::<FMA>(&mut weights, q, |dim| &self.keys[dim * KEYS..][..KEYS]);
+                // What is not seen weighs nothing, whatever stands there.
+                weights[..seen.start].fill(f32::NEG_INFINITY);
+                weights[seen.end..].fill(f32::NEG_INFINITY);
+            } else {
+                for place in seen.clone() {
+                    weights[place] = dot::<FMA>(q, key(first_row + place));
+                }
             }
             let new = largest(&weights);
             if new > self.largest[query] {
@@ -208,16 +229,7 @@ impl Tile {
                 *weight = exp::<FMA>(*weight - self.largest[query]);
             }
             self.sum[query] += dot::<FMA>(&weights, &[1.0; KEYS]);
-            let mut row = rows.start;
-            while row + 4 <= rows.end {
-                let start = row - rows.start;
-                let weights = std::array::from_fn(|i| weights[start + i]);
-                add_rows::<4, FMA>(y, weights, std::array::from_fn(|i| value(row + i)));
-                row += 4;
-            }
-            for row in row..rows.end {
-                add_rows::<1, FMA>(y, [weights[row - rows.start]], [value(row)]);
-            }
+            add_all::<FMA>(y, &weights[seen.clone()], |place| value(first_row + seen.start + place));
         }
     }
 }
@@ -242,23 +254,36 @@ fn largest(numbers: &[f32; KEYS]) -> f32 {
     lanes[0]
 }
 
+/// `y += sum_i weights_i row(i)`, all rows of the length of `y`.
+#[inline(always)]
+fn add_all<'a, const FMA: bool>(y: &mut [f32], weights: &[f32], row: impl Fn(usize) -> &'a [f32]) {
+    let (fours, rest) = weights.as_chunks::<4>();
+    for (index, weights) in fours.iter().enumerate() {
+        // Written out: a function of the standard library would be a call, and without the instructions of this one.
+        let first = 4 * index;
+        add_rows::<4, FMA>(y, *weights, [row(first), row(first + 1), row(first + 2), row(first + 3)]);
+    }
+    for (index, weight) in rest.iter().enumerate() {
+        add_rows::<1, FMA>(y, [*weight], [row(4 * fours.len() + index)]);
+    }
+}
+
 /// `y += sum_i weights_i rows_i`, all of the length of `y`.
 #[inline(always)]
 fn add_rows<const N: usize, const FMA: bool>(y: &mut [f32], weights: [f32; N], rows: [&[f32]; N]) {
     let (blocks, rest) = y.as_chunks_mut::<LANES>();
-    let parts = rows.map(|row| row.as_chunks::<LANES>());
     for (index, block) in blocks.iter_mut().enumerate() {
         let mut sums = *block;
-        for (weight, (part, _)) in weights.iter().zip(&parts) {
-            let part = part[index];
+        for (weight, row) in weights.iter().zip(&rows) {
+            let part = &row.as_chunks::<LANES>().0[index];
             for lane in 0..LANES {
                 sums[lane] = mul_add::<FMA>(*weight, part[lane], sums[lane]);
             }
         }
         *block = sums;
     }
-    for (weight, (_, part)) in weights.iter().zip(&parts) {
-        for (y, number) in rest.iter_mut().zip(*part) {
+    for (weight, row) in weights.iter().zip(&rows) {
+        for (y, number) in rest.iter_mut().zip(row.as_chunks::<LANES>().1) {
             *y = mul_add::<FMA>(*weight, *number, *y);
         }
     }

@@ -3,7 +3,7 @@
 mod fused;
 
 use crate::{
-    attention::AttentionOptions,
+    attention::{AttentionOptions, check_window},
     error::{Error, Result, check_shape},
     layout::SequenceLayout,
     rotary::{Sense, rotate_first},
@@ -61,13 +61,15 @@ impl CachedAttention {
     /// A sequence may read rows that another sequence of the same pass fills.
     ///
     /// # Errors
-    /// [`Error::Layout`] if a sequence has more or fewer rows than tokens.
+    /// [`Error::Layout`] if a sequence has more or fewer rows than tokens; [`Error::InvalidOption`] for a window that hides the token
+    /// itself.
     pub fn new(
         layout: &SequenceLayout,
         rows: &[Vec<Range<i64>>],
         options: AttentionOptions,
         device: Device,
     ) -> Result<Self> {
+        check_window("CachedAttention", options)?;
         if layout.segments().len() != rows.len() {
             return Err(Error::Layout {
                 reason: "a list of cached rows for each sequence is needed (sequences, lists)",
@@ -323,6 +325,9 @@ mod tests {
             let found = CachedAttention::new(&layout, rows, options, Device::Cpu);
             assert!(matches!(found, Err(Error::Layout { .. })), "{rows:?}");
         }
+        let blind = AttentionOptions { scale: 1.0, sliding_window: Some(0) };
+        let found = CachedAttention::new(&layout, &[vec![0..3]], blind, Device::Cpu);
+        assert!(matches!(found, Err(Error::InvalidOption { .. })));
         let attention = CachedAttention::new(&layout, &[vec![2..5]], options, Device::Cpu).unwrap();
         let table = noise(1, &[1, 2]);
         let refused = |qkv: &[i64], cache: &[i64]| {

@@ -1,7 +1,7 @@
 //! What is done to all gradients of a model at once.
 
 use crate::{
-    cpu::{Change, Kernel, LANES, Rows, change_all, dispatch, update},
+    cpu::{Change, Kernel, LANES, Rows, change_all, dispatch, padded, update},
     error::{Result, check_shape},
 };
 use ferrotune_autograd::parallel_for;
@@ -114,16 +114,18 @@ impl Kernel for SumOfSquares<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         let (blocks, rest) = self.part.as_chunks::<LANES>();
-        let mut sums = [0.0f64; LANES];
-        for block in blocks {
+        let add = |mut sums: [f64; LANES], block: &[f32; LANES]| {
             for lane in 0..LANES {
                 // The square of an f32 is exact in f64, so that a fused product and sum would give the same.
                 sums[lane] += f64::from(block[lane]) * f64::from(block[lane]);
             }
+            sums
+        };
+        let mut sums = [0.0f64; LANES];
+        for block in blocks {
+            sums = add(sums, block);
         }
-        for (sum, &x) in sums.iter_mut().zip(rest) {
-            *sum += f64::from(x) * f64::from(x);
-        }
+        sums = add(sums, &padded(rest));
         *self.sum = sums.iter().sum();
     }
 }

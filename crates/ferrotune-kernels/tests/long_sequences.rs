@@ -1,5 +1,6 @@
 //! One long sequence: no matrix of all queries by all keys is ever in memory. The only test of its process, whose memory it watches.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)] // also in the helpers of tests
 
 use ferrotune_kernels::{AttentionOptions, SequenceLayout, causal_attention};
 use tch::{Device, Kind, Tensor};

@@ -127,7 +127,7 @@ pub(crate) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 
 /// The last elements of a slice, followed by zeros.
 #[inline(always)]
-fn padded(rest: &[f32]) -> [f32; LANES] {
+pub(crate) fn padded(rest: &[f32]) -> [f32; LANES] {
     let mut block = [0.0; LANES];
     block[..rest.len()].copy_from_slice(rest);
     block

@@ -16,9 +16,12 @@ use tch::Device;
 pub struct Arguments {
     #[arg(long)]
     model: PathBuf,
-    /// A PEFT adapter, applied and not merged.
+    /// A PEFT adapter, applied beside the weights.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Fold it into the weights instead, before anything is timed.
+    #[arg(long, requires = "adapter")]
+    merge: bool,
     /// JSONL of `{"prompt", "completion"}`; all are answered in one batch.
     #[arg(long)]
     prompts: PathBuf,
@@ -32,6 +35,11 @@ pub fn run(arguments: &Arguments) -> Result<Value> {
     if let Some(adapter) = &arguments.adapter {
         assistant.load_adapter(adapter)?;
     }
+    let start = Instant::now();
+    if arguments.merge {
+        assistant.merge_adapter()?;
+    }
+    let seconds_merge = start.elapsed().as_secs_f64();
     let examples = read_examples(&arguments.prompts, None).map_err(ferrotune::Error::from)?;
     let prompts = assistant.prompt_ids(&examples, arguments.new_tokens + 1)?;
     let answer = |max_new_tokens: usize| -> Result<(f64, Vec<Vec<i64>>)> {
@@ -53,6 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<Value> {
     Ok(json!({
         "prompt_tokens": prompts.iter().map(Vec::len).sum::<usize>(),
         "answers": answers,
+        "seconds_merge": seconds_merge,
         "seconds": seconds,
         "seconds_one_more": seconds_one_more,
         "seconds_one": seconds_one,

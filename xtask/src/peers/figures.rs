@@ -17,7 +17,8 @@ pub const PADDED: &str = "TRL + PEFT, padded";
 pub const PADDING_FREE: &str = "TRL + PEFT, padding-free";
 pub const TRANSFORMERS: &str = "transformers";
 pub const TRANSFORMERS_PEFT: &str = "transformers + PEFT, unmerged";
-pub const OURS_ADAPTER: &str = "ferrotune, adapter";
+pub const OURS_ADAPTER: &str = "ferrotune, adapter applied";
+pub const OURS_MERGED: &str = "ferrotune, adapter merged";
 pub const PEFT_LINEAR: &str = "PEFT's lora.Linear";
 pub const FROZEN_LINEAR: &str = "frozen linear";
 pub const DEMO: &str = "the demo";
@@ -30,6 +31,7 @@ pub const TO_FIRST_STEP_END_S: &str = "to the end of the first step, s";
 pub const GEMM_SHARE: &str = "share of the GEMM limit, %";
 pub const WHOLE: &str = "new tokens/s, whole call";
 pub const DECODING: &str = "new tokens/s, decoding alone";
+pub const MERGE_S: &str = "merging the adapter, s";
 pub const MINUTES: &str = "minutes";
 pub const GAIN: &str = "gain in ROUGE-L";
 pub const GAIN_LOW: &str = "gain in ROUGE-L, lower end";
@@ -123,7 +125,7 @@ impl Bench<'_> {
         Ok(real_tokens)
     }
 
-    /// One round of generation: both sides, without and with the adapter.
+    /// One round of generation: both sides, without and with the adapter; ours also with the adapter merged.
     pub fn generation(&mut self, prompts: &Path, adapter: &Path, new_tokens: usize) -> Result<()> {
         let arguments = |mut command: Command, adapter: Option<&Path>| {
             command.arg("--model").arg(&self.programs.model).arg("--prompts").arg(prompts);
@@ -135,11 +137,17 @@ impl Bench<'_> {
         };
         let peer = || self.programs.python.program("generation.py", self.programs.threads);
         let ours = || self.programs.measure("generation");
+        let merged = || {
+            let mut command = ours();
+            command.arg("--merge");
+            command
+        };
         let runs = [
             (TRANSFORMERS, arguments(peer(), None)),
             (OURS, arguments(ours(), None)),
             (TRANSFORMERS_PEFT, arguments(peer(), Some(adapter))),
             (OURS_ADAPTER, arguments(ours(), Some(adapter))),
+            (OURS_MERGED, arguments(merged(), Some(adapter))),
         ];
         let mut answers = Vec::new();
         for (name, mut command) in runs {
@@ -147,10 +155,13 @@ impl Bench<'_> {
             let generation = Generation::read(&finished)?;
             self.measurements.add(name, WHOLE, generation.whole);
             self.measurements.add(name, DECODING, generation.decoding);
+            if name == OURS_MERGED {
+                self.measurements.add(name, MERGE_S, finished.number("/seconds_merge")?);
+            }
             answers.push((name, generation));
         }
-        for pair in answers.chunks_exact(2) {
-            if let Some(note) = answers_differ(&pair[0], &pair[1]) {
+        for (one, other) in [(0, 1), (2, 3), (2, 4)] {
+            if let Some(note) = answers_differ(&answers[one], &answers[other]) {
                 self.note(note);
             }
         }

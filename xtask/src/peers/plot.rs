@@ -82,10 +82,12 @@ impl Axis {
 fn draw(diagram: &Diagram, text: &mut String) {
     let Diagram { title, x: x_title, points } = diagram;
     let [left, right, top, bottom] = [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM];
-    let x = Axis::new(points.iter().map(|point| point.0), left, right);
+    let inset = 24.0; // numbers over the outer points are as wide
+    let x = Axis::new(points.iter().map(|point| point.0), left + inset, right);
     let y = Axis::new(points.iter().map(|point| point.1), bottom, top);
     let mut add = |line: String| _ = writeln!(text, "{line}");
     add(format!(r#"<text class="title" x="{left}" y="20">{}</text>"#, escaped(title)));
+    add(format!(r#"<text x="{right}" y="20" text-anchor="end">dashed: in proportion</text>"#));
     for tick in y.ticks() {
         let at = y.at(tick);
         add(format!(r#"<line class="grid" x1="{left}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/>"#));
@@ -102,7 +104,7 @@ fn draw(diagram: &Diagram, text: &mut String) {
         add(format!(
             r#"<text x="{at:.1}" y="{}" text-anchor="middle">{}</text>"#,
             bottom + 20.0,
-            number(point.0)
+            plain(point.0)
         ));
     }
     add(format!(
@@ -141,7 +143,7 @@ fn path(points: &[(f64, f64)], x: &Axis, y: &Axis) -> String {
     format!("M{}", places.join("L"))
 }
 
-/// A tick as it is read: no digits that say nothing.
+/// A place on an axis as it is read: no digits that say nothing.
 fn plain(tick: f64) -> String {
     if tick >= 1.0 {
         number(tick.round()).trim_end_matches(".00").trim_end_matches(".0").to_owned()

@@ -125,13 +125,16 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
         arguments.train_examples = arguments.train_examples.min(8);
         arguments.new_tokens = arguments.new_tokens.min(4);
     }
-    let linear_passes = if arguments.quick { 8 } else { 80 };
     let threads = arguments.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let load_before = load(); // what others do: our own builds come after it
     // What can be known to be wrong is said before anything is fetched or built.
     let files = match (&arguments.train, &arguments.test) {
         (Some(train), Some(test)) => Some((readable(train)?, readable(test)?)),
         _ => None,
     };
+    if let Some(load) = load_before.filter(|load| *load > 0.5) {
+        eprintln!("peers: note: the load average is {load}: wait until the machine does nothing else");
+    }
     let out = std::path::absolute(&arguments.out)?;
     figures::prepare(&out).map_err(|error| anyhow!(BadInput(format!("{error:#}"))))?;
     let _lock = files::Lock::acquire(&out, "peers")?;
@@ -148,10 +151,6 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     model.import("release")?;
     let programs = Programs::build(python, model.directory(), threads)?;
     let machine = machine(threads, python_versions);
-    let load_before = load();
-    if let Some(load) = load_before.filter(|load| *load > 0.5) {
-        eprintln!("peers: note: the load average is {load}: wait until the machine does nothing else");
-    }
     let mut bench = Bench {
         programs: &programs,
         out: &out,
@@ -163,32 +162,14 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     let prompts = bench.examples("prompts", &test, PROMPTS)?;
     warm(&programs.model)?;
 
-    let wanted = |figures: Figures| arguments.only.is_empty() || arguments.only.contains(&figures);
-    let mut adapter = None;
-    for round in 1..=arguments.repeats {
-        eprintln!("peers: round {round} of {}", arguments.repeats);
-        if wanted(Figures::Training) {
-            adapter = Some(bench.training(&train)?);
+    // What was measured before a program failed is kept.
+    let (scaling, failure) = match measure(&mut bench, &arguments, &train, &prompts) {
+        Ok(scaling) => (scaling, None),
+        Err(error) => {
+            bench.notes.push("the run broke off before its end".into());
+            (None, Some(error))
         }
-        if wanted(Figures::Generation) {
-            let adapter = match &adapter {
-                Some(adapter) => adapter,
-                None => adapter.insert(bench.adapter(&train)?),
-            };
-            bench.generation(&prompts, adapter, arguments.new_tokens)?;
-        }
-        if wanted(Figures::Linear) {
-            bench.linear(linear_passes)?;
-        }
-    }
-    if arguments.demo {
-        bench.demo()?;
-    }
-    let scaling = match arguments.scaling {
-        true => Some(scaling::measure(&bench, arguments.repeats, arguments.quick)?),
-        false => None,
     };
-
     let rows = rows(&bench.measurements);
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let all = json!({
@@ -208,7 +189,37 @@ pub fn run(mut arguments: Arguments) -> Result<()> {
     files::write(&out.join("table.md"), page.as_bytes())?;
     println!("{page}");
     eprintln!("peers: everything is in {}", out.display());
-    Ok(())
+    failure.map_or(Ok(()), Err)
+}
+
+/// All rounds, the demo and the scaling curves, as wanted.
+fn measure(bench: &mut Bench, arguments: &Arguments, train: &Path, prompts: &Path) -> Result<Option<Value>> {
+    let linear_passes = if arguments.quick { 8 } else { 80 };
+    let wanted = |figures: Figures| arguments.only.is_empty() || arguments.only.contains(&figures);
+    let mut adapter = None;
+    for round in 1..=arguments.repeats {
+        eprintln!("peers: round {round} of {}", arguments.repeats);
+        if wanted(Figures::Training) {
+            adapter = Some(bench.training(train)?);
+        }
+        if wanted(Figures::Generation) {
+            let adapter = match &adapter {
+                Some(adapter) => adapter,
+                None => adapter.insert(bench.adapter(train)?),
+            };
+            bench.generation(prompts, adapter, arguments.new_tokens)?;
+        }
+        if wanted(Figures::Linear) {
+            bench.linear(linear_passes)?;
+        }
+    }
+    if arguments.demo {
+        bench.demo()?;
+    }
+    match arguments.scaling {
+        true => scaling::measure(bench, arguments.repeats, arguments.quick).map(Some),
+        false => Ok(None),
+    }
 }
 
 /// The file, absolute: the programs start elsewhere.

@@ -1,29 +1,37 @@
-//! A clock that other programs do not disturb.
+//! The clock of a benchmark.
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-/// The time that the calling thread spent computing; what the machine does meanwhile for others does not count. With libtorch
-/// on one thread, that is all of the work: its backward, too, runs on the thread that calls it.
-#[derive(Debug)]
-pub struct ThreadTime;
+/// Wall time, or the time that the calling thread spent computing: what the machine does meanwhile for others does not count in
+/// that. With libtorch on one thread, it is all of the work: its backward, too, runs on the thread that calls it.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(ClockId);
 
-fn now() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+impl Clock {
+    /// Time as a person sees it.
+    pub const WALL: Self = Self(ClockId::Monotonic);
+
+    /// Time that the calling thread computed.
+    pub const THREAD: Self = Self(ClockId::ThreadCPUTime);
+
+    fn now(self) -> Duration {
+        let time = clock_gettime(self.0);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
 }
 
-impl Measurement for ThreadTime {
+impl Measurement for Clock {
     type Intermediate = Duration;
     type Value = Duration;
 
     fn start(&self) -> Duration {
-        now()
+        self.now()
     }
 
     fn end(&self, start: Duration) -> Duration {
-        now() - start
+        self.now() - start
     }
 
     fn add(&self, left: &Duration, right: &Duration) -> Duration {

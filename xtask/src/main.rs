@@ -1,8 +1,10 @@
-//! The project's own commands, `cargo xtask ...`: set-up, the demo, the tests, the demo data, the comparison with Python.
+//! The project's own commands, `cargo xtask ...`: set-up, the demo, the tests, the demo data, the comparison with Python, the
+//! benchmarks.
 //!
 //! Nothing here depends on libtorch, so that `setup` can run before there is one.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod data;
 mod demo;
 mod digest;
@@ -62,9 +64,12 @@ enum Command {
     /// Measure ours and Python's programs in turn: training, generation, the LoRA layer
     #[command(after_help = peers::EXAMPLES)]
     Peers(peers::Arguments),
+    /// Measure the kernels, each as a ratio to a reference beside it, and compare the ratios with the committed ones
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::Arguments),
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Doctor { json } => doctor::run(json),
         Command::Setup => setup::run().map(|_| ()),
@@ -77,12 +82,14 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Demo => demo::run(),
         Command::Peers(arguments) => peers::run(arguments),
-    }
+        Command::Bench(arguments) => return bench::run(&arguments),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             // As everywhere in ferrotune: 2 is for what the user can mend.

@@ -44,7 +44,7 @@ pub struct CausalLm {
 }
 
 #[derive(Debug)]
-struct Layer {
+pub(crate) struct Layer {
     input_layernorm: Tensor,
     qkv_proj: LoraLinear,
     o_proj: LoraLinear,
@@ -133,12 +133,15 @@ impl CausalLm {
         self.device
     }
 
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     /// Number of weights of the base model; a tied head counts once.
     pub fn parameter_count(&self) -> usize {
         let head = if self.head_is_embedding { 0 } else { self.embed_tokens.numel() };
         let layers = self.layers.iter().map(|layer| {
-            let linears = [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj];
-            linears.map(LoraLinear::parameter_count).iter().sum::<usize>() + 2 * self.norm.numel()
+            layer.linears().map(LoraLinear::parameter_count).iter().sum::<usize>() + 2 * self.norm.numel()
         });
         self.embed_tokens.numel() + head + layers.sum::<usize>() + self.norm.numel()
     }
@@ -305,10 +308,13 @@ impl Layer {
         })
     }
 
-    fn has_adapter(&self, index: usize) -> bool {
+    /// Its linear layers, in the order in which they are computed.
+    pub(crate) fn linears(&self) -> [&LoraLinear; 4] {
         [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
-            .iter()
-            .any(|linear| linear.has_adapter(index))
+    }
+
+    fn has_adapter(&self, index: usize) -> bool {
+        self.linears().iter().any(|linear| linear.has_adapter(index))
     }
 
     /// Attention of the normalised input before its output projection, `[tokens, heads * head_dim]`.

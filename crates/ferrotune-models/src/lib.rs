@@ -12,6 +12,7 @@ mod mapped_file;
 mod regular_file;
 mod rope;
 mod size;
+mod work;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Family, ModelConfig, RopeScaling};

@@ -53,6 +53,31 @@ impl Expected {
     }
 }
 
+/// The formula by hand, for a model with two layers and an adapter on q and v alone.
+#[test]
+fn the_arithmetic_of_a_training_step_is_that_of_its_products() {
+    use ferrotune_kernels::RandomKey;
+    use ferrotune_lora::{LoraConfig, TargetModules, inject};
+    let mut model = CausalLm::load(&fixture("llama_gqa_untied"), Device::Cpu, Kind::Float).unwrap();
+    let targets = TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]);
+    let config = LoraConfig { rank: 3, target_modules: targets, ..LoraConfig::default() };
+    inject(&mut model, "default", 0, &config, RandomKey::from_seed(1)).unwrap();
+    let shape = model.config().clone();
+    let (hidden, head_dim) = (shape.hidden_size, shape.head_dim);
+    let (q, kv) = (shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim);
+    let (layers, t, r) = (shape.num_hidden_layers as i64, 5 + 3, 2);
+    assert!(layers > 1);
+    let qkv = (q + 2 * kv) * hidden;
+    let rest = q * hidden + 3 * shape.intermediate_size * hidden;
+    let mut expected = 4 * (layers * t * qkv + ((layers - 1) * t + r) * rest) - 2 * t * qkv;
+    expected += 6 * layers * t * 3 * (q + hidden + kv + hidden);
+    expected += 14 * layers * q * (15 + 6);
+    expected += 4 * r * shape.vocab_size * hidden;
+    let layout = SequenceLayout::from_cu_seqlens(&[0, 5, 8]).unwrap();
+    assert_eq!(model.training_flops(&layout, 2), expected as f64);
+    assert!(model.product_rate(4).unwrap().unwrap() > 0.0);
+}
+
 fn relative(ours: &Tensor, reference: &Tensor) -> f64 {
     assert_eq!(ours.size(), reference.size());
     ((ours - reference).norm() / reference.norm()).double_value(&[])

@@ -35,7 +35,12 @@ pub(super) fn validation_metrics(outcome: &TrainOutcome) -> Option<ValidationMet
 }
 
 /// `train` of `metrics.json`.
-pub(super) fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &PackedDataset) -> TrainMetrics {
+pub(super) fn train_metrics(
+    outcome: &TrainOutcome,
+    plan: &TrainPlan,
+    data: &PackedDataset,
+    gemm_share: Option<f64>,
+) -> TrainMetrics {
     let step_examples = plan.per_device_train_batch_size * plan.gradient_accumulation_steps;
     let whole_epochs = outcome.global_step / plan.steps_per_epoch.max(1);
     let rest = (outcome.global_step % plan.steps_per_epoch.max(1)) * step_examples;
@@ -49,6 +54,7 @@ pub(super) fn train_metrics(outcome: &TrainOutcome, plan: &TrainPlan, data: &Pac
         real_tokens: outcome.real_tokens as u64,
         target_tokens: (targets as f64 * epochs).round() as u64,
         real_tokens_per_s: outcome.tokens_per_s(),
+        gemm_share,
         loss: outcome
             .history
             .iter()

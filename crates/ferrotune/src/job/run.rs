@@ -27,7 +27,7 @@ use ferrotune_precision::{
 use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, Trainer, TrainingArguments};
 use std::{
     path::Path,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::{Instant, SystemTime},
 };
 use tch::Device;
@@ -161,16 +161,33 @@ pub fn run(
     observer.stage("training");
     let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
     let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
-    let outcome = {
+    // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
+    let product_rate = match device {
+        Device::Cpu => {
+            assistant.model.product_rate(train_set.mean_tokens(plan.per_device_train_batch_size))?
+        }
+        _ => None,
+    };
+    let (outcome, gemm_share) = {
         let task = CausalLmTask::new(&assistant.model, &adapter);
-        let shared = Mutex::new(Training { observer: &mut *observer, total_steps: plan.max_steps });
+        let shared = Mutex::new(Training {
+            observer: &mut *observer,
+            task: &task,
+            product_rate,
+            product_seconds: 0.0,
+            total_steps: plan.max_steps,
+        });
         let mut trainer = Trainer::new(&task, arguments, &train_set)?
             .with_cancellation(cancellation)
             .with_callback(Tell(&shared));
         if let Some(validation_set) = &validation_set {
             trainer = trainer.with_validation(validation_set);
         }
-        trainer.train()?
+        let outcome = trainer.train()?;
+        drop(trainer);
+        let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let share = training.product_seconds / outcome.seconds.max(f64::MIN_POSITIVE);
+        (outcome, product_rate.map(|_| share))
     };
     if outcome.cancelled {
         return cancelled();
@@ -193,7 +210,7 @@ pub fn run(
             before: before.as_ref().map(|pass| pass.scores.clone()),
             after: after.as_ref().map(|pass| pass.scores.clone()),
             change,
-            train: Some(train_metrics(&outcome, &plan, &train_set)),
+            train: Some(train_metrics(&outcome, &plan, &train_set, gemm_share)),
             validation: validation_metrics(&outcome),
             generation: after.as_ref().or(before.as_ref()).map(|pass| pass.generation.clone()),
             peak_rss_mib: peak_rss_mib(),
@@ -229,6 +246,11 @@ pub fn run(
 /// Hands the trainer's events to the observer.
 struct Training<'a> {
     observer: &'a mut dyn Observer,
+    task: &'a CausalLmTask<'a>,
+    /// Floating-point operations a second of matrix products with nothing between them.
+    product_rate: Option<f64>,
+    /// What the products of all steps would take at that rate.
+    product_seconds: f64,
     total_steps: usize,
 }
 
@@ -240,7 +262,10 @@ impl Callback for Tell<'_, '_> {
         record: &StepRecord,
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Training { observer, total_steps } = &mut *training;
+        let flops = training.task.take_flops();
+        let seconds = training.product_rate.map(|rate| flops / rate);
+        training.product_seconds += seconds.unwrap_or_default();
+        let Training { observer, total_steps, .. } = &mut *training;
         observer.step(&Step {
             step: record.global_step,
             total_steps: *total_steps,
@@ -248,7 +273,11 @@ impl Callback for Tell<'_, '_> {
             learning_rate: record.learning_rate,
             grad_norm: record.grad_norm,
             tokens_per_s: record.tokens_per_s,
+            gemm_share: seconds.map(|seconds| seconds / record.seconds.max(f64::MIN_POSITIVE)),
         });
+        if let (1, Some(peak)) = (record.global_step, peak_rss_mib()) {
+            observer.note(&format!("memory    {peak:.0} MiB at the peak so far, with the first step done"));
+        }
         Ok(())
     }
 
@@ -257,7 +286,7 @@ impl Callback for Tell<'_, '_> {
         record: &EvaluationRecord,
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Training { observer, total_steps } = &mut *training;
+        let Training { observer, total_steps, .. } = &mut *training;
         observer.validated(&Validated {
             step: record.step,
             total_steps: *total_steps,

@@ -6,6 +6,7 @@ use ferrotune_kernels::{Mode, SequenceLayout};
 use ferrotune_lora::Adapter;
 use ferrotune_models::{CausalLm, PackedInputs};
 use ferrotune_trainer::{Dataset, TrainableModel};
+use std::cell::Cell;
 use tch::{Kind, Tensor};
 
 /// Tokenised examples as batches without padding, in torch's order for the seed.
@@ -19,6 +20,13 @@ impl PackedDataset {
     /// Epoch `e` sees the rows in the order of `torch.randperm` seeded with `seed + e`.
     pub fn new(rows: Vec<Tokenized>, seed: u64) -> Self {
         Self { rows, seed }
+    }
+
+    /// Tokens of a usual batch of `batch_size` rows.
+    pub(super) fn mean_tokens(&self, batch_size: usize) -> i64 {
+        let tokens: usize = self.rows.iter().map(|row| row.input_ids.len()).sum();
+        let batches = self.rows.len().div_ceil(batch_size.max(1)).max(1);
+        i64::try_from(tokens / batches).unwrap_or(i64::MAX).max(1)
     }
 
     /// The rows, in the order of their file.
@@ -66,12 +74,18 @@ pub fn packed_inputs(batch: &PackedBatch, adapter: Option<usize>) -> Result<Pack
 pub struct CausalLmTask<'a> {
     model: &'a CausalLm,
     adapter: &'a Adapter,
+    flops: Cell<f64>,
 }
 
 impl<'a> CausalLmTask<'a> {
     /// Trains `adapter`, which is part of `model`.
     pub fn new(model: &'a CausalLm, adapter: &'a Adapter) -> Self {
-        Self { model, adapter }
+        Self { model, adapter, flops: Cell::new(0.0) }
+    }
+
+    /// Floating-point operations of the training batches since this was last asked.
+    pub(super) fn take_flops(&self) -> f64 {
+        self.flops.take()
     }
 }
 
@@ -89,6 +103,10 @@ impl TrainableModel for CausalLmTask<'_> {
 
     fn loss(&self, batch: &PackedBatch, mode: Mode) -> Result<Tensor> {
         let inputs = packed_inputs(batch, Some(self.adapter.index()))?;
+        if let Mode::Train(_) = mode {
+            let flops = self.model.training_flops(&inputs.layout, inputs.target_ids.len());
+            self.flops.set(self.flops.get() + flops);
+        }
         Ok(self.model.target_nll(&inputs, mode)?.f_sum(Kind::Float)?)
     }
 

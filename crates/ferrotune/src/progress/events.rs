@@ -35,6 +35,9 @@ pub enum Event<'a> {
         grad_norm: f64,
         /// Tokens of prompts and completions a second.
         tokens_per_s: f64,
+        /// Share of the step's time that its matrix products take where nothing comes between them; absent where it was not measured.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gemm_share: Option<f64>,
     },
     /// The validation loss was measured.
     Validation {
@@ -76,8 +79,8 @@ pub enum Event<'a> {
 
 impl From<&Step> for Event<'_> {
     fn from(step: &Step) -> Self {
-        let Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s } = *step;
-        Self::Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s }
+        let Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s, gemm_share } = *step;
+        Self::Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s, gemm_share }
     }
 }
 
@@ -169,8 +172,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r#"{"event":"step","step":3,"total_steps":80,"loss":2.3456,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6}"#,
-                r#"{"event":"step","step":4,"total_steps":80,"loss":null,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6}"#,
+                r#"{"event":"step","step":3,"total_steps":80,"loss":2.3456,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6,"gemm_share":0.875}"#,
+                r#"{"event":"step","step":4,"total_steps":80,"loss":null,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6,"gemm_share":0.875}"#,
                 r#"{"event":"note","text":"two\nlines"}"#,
                 r#"{"event":"generation","prompts":8,"total_prompts":16,"new_tokens":8,"new_tokens_per_s":8.0}"#,
                 r#"{"event":"generation","prompts":16,"total_prompts":16,"new_tokens":24,"new_tokens_per_s":24.0}"#,

@@ -25,6 +25,8 @@ pub struct Step {
     pub grad_norm: f64,
     /// Tokens of prompts and completions a second.
     pub tokens_per_s: f64,
+    /// Share of the step's time that its matrix products take where nothing comes between them; `None` where that was not measured.
+    pub gemm_share: Option<f64>,
 }
 
 /// How far a pass of generation is.
@@ -66,5 +68,13 @@ impl Generating {
 /// A step as the tests of both forms tell it.
 #[cfg(test)]
 fn step(step: usize) -> Step {
-    Step { step, total_steps: 80, loss: 2.3456, learning_rate: 9.5e-4, grad_norm: 1.5, tokens_per_s: 165.6 }
+    Step {
+        step,
+        total_steps: 80,
+        loss: 2.3456,
+        learning_rate: 9.5e-4,
+        grad_norm: 1.5,
+        tokens_per_s: 165.6,
+        gemm_share: Some(0.875),
+    }
 }

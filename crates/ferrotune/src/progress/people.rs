@@ -24,7 +24,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(300);
 /// progress.stage("training");
 /// for step in 1..=10 {
 ///     let loss = 4.0 / step as f64;
-///     progress.step(&Step { step, total_steps: 10, loss, learning_rate: 1e-3, grad_norm: 1.0, tokens_per_s: 160.0 });
+///     progress.step(&Step { step, total_steps: 10, loss, learning_rate: 1e-3, grad_norm: 1.0, tokens_per_s: 160.0, gemm_share: None });
 /// }
 /// progress.finish();
 /// ```
@@ -102,11 +102,15 @@ impl Progress {
 
     /// A step of training is done.
     pub fn step(&mut self, step: &Step) {
-        let Step { loss, learning_rate, tokens_per_s, .. } = *step;
+        let Step { loss, learning_rate, tokens_per_s, gemm_share, .. } = *step;
         let validation = self.validation.map(|(at, loss)| format!("  validation {loss:.3} at step {at}"));
         let validation = validation.unwrap_or_default();
-        let text =
-            format!("loss {loss:.3}{validation}  lr {}  {tokens_per_s:.0} tokens/s", Rate(learning_rate));
+        let share = gemm_share.map(|share| format!(" ({:.0} % of the GEMM limit)", 100.0 * share));
+        let share = share.unwrap_or_default();
+        let text = format!(
+            "loss {loss:.3}{validation}  lr {}  {tokens_per_s:.0} tokens/s{share}",
+            Rate(learning_rate)
+        );
         self.show("step", step.step, step.total_steps, &text);
     }
 

@@ -83,6 +83,9 @@ pub struct TrainMetrics {
     pub target_tokens: u64,
     /// `real_tokens / seconds`.
     pub real_tokens_per_s: f64,
+    /// Share of `seconds` that the steps' matrix products take where nothing comes between them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gemm_share: Option<f64>,
     /// What was logged, step by step.
     pub loss: Vec<LoggedStep>,
 }
@@ -225,6 +228,7 @@ mod tests {
                 real_tokens: 100_000,
                 target_tokens: 9_000,
                 real_tokens_per_s: 166.5,
+                gemm_share: Some(0.875),
                 loss: vec![
                     LoggedStep { step: 1, loss: 3.5, learning_rate: 2.5e-4, grad_norm: 1.5 },
                     LoggedStep { step: 2, loss: f64::NAN, learning_rate: 5e-4, grad_norm: f64::INFINITY },
@@ -272,6 +276,7 @@ mod tests {
             ("/train/seconds", json!(600.5)),
             ("/train/real_tokens", json!(100_000)),
             ("/train/real_tokens_per_s", json!(166.5)),
+            ("/train/gemm_share", json!(0.875)),
             ("/train/loss/0", json!({"step": 1, "loss": 3.5, "learning_rate": 2.5e-4, "grad_norm": 1.5})),
             ("/train/loss/1/loss", Value::Null),
             ("/train/loss/1/grad_norm", Value::Null),

@@ -180,15 +180,18 @@ fn torch(logits: &mut Tensor, ids: &Tensor, options: CrossEntropyOptions) -> Res
     let CrossEntropyOptions { label_smoothing, z_loss, .. } = options;
     let vocabulary = logits.size()[1];
     let ids = ids.f_unsqueeze(1)?;
-    let log_sum = logits.f_logsumexp([1i64].as_slice(), true)?;
-    let mut losses = log_sum.f_sub(&logits.f_gather(1, &ids, false)?.f_mul_scalar(1.0 - label_smoothing)?)?;
-    let _ = logits.f_sub_(&log_sum)?;
+    let of_target = logits.f_gather(1, &ids, false)?;
+    // Not `z - logsumexp(z)`, which loses digits where both are large.
+    let mut log_probabilities = logits.f_log_softmax(-1, logits.kind())?;
+    let log_probability = log_probabilities.f_gather(1, &ids, false)?;
+    let log_sum = of_target.f_sub(&log_probability)?;
+    let mut losses = log_probability.f_mul_scalar(label_smoothing - 1.0)?;
     if label_smoothing != 0.0 {
-        // mean(z) = l + mean(z - l)
-        let mean = logits.f_mean_dim([1i64].as_slice(), true, logits.kind())?.f_add(&log_sum)?;
+        let mean = log_probabilities.f_mean_dim([1i64].as_slice(), true, logits.kind())?;
         let _ = losses.f_sub_(&mean.f_mul_scalar(label_smoothing)?)?;
     }
-    let mut gradient = logits.f_exp_()?;
+    logits.f_copy_(&log_probabilities.f_exp_()?)?;
+    let mut gradient = logits.shallow_clone();
     if z_loss != 0.0 {
         let _ = losses.f_add_(&log_sum.f_square()?.f_mul_scalar(z_loss)?)?;
         let _ = gradient.f_mul_(&log_sum.f_mul_scalar(2.0 * z_loss)?.f_add_scalar(1.0)?)?;
@@ -231,16 +234,21 @@ impl Kernel for ToGradient<'_> {
             let target = f64::from(z[id]);
             let mean = if label_smoothing == 0.0 { 0.0 } else { sum(z) / vocabulary };
             let largest = largest(z);
-            let exponentials = exponentials::<FMA>(z, largest);
-            let log_sum = f64::from(largest) + exponentials.ln();
+            // The target apart from the others: where its probability is near one, the gradient is the others' share, which a
+            // difference of the two would leave few digits of.
+            let of_target = f64::from(exp::<FMA>(z[id] - largest));
+            z[id] = f32::NEG_INFINITY;
+            let of_others = exponentials::<FMA>(z, largest);
+            let total = of_target + of_others;
+            let log_sum = f64::from(largest) + total.ln();
             let smooth = (1.0 - label_smoothing) * target + label_smoothing * mean;
             *loss = (log_sum - smooth + z_loss * log_sum * log_sum) as f32;
-            let factor = ((1.0 + 2.0 * z_loss * log_sum) / exponentials) as f32;
-            let share = (label_smoothing / vocabulary) as f32;
+            let along = 2.0 * z_loss * log_sum;
+            let (factor, share) = (((1.0 + along) / total) as f32, label_smoothing / vocabulary);
             for x in &mut *z {
-                *x = *x * factor - share;
+                *x = *x * factor - share as f32;
             }
-            z[id] -= (1.0 - label_smoothing) as f32;
+            z[id] = (along * of_target / total - of_others / total + label_smoothing - share) as f32;
         }
     }
 }
@@ -333,6 +341,21 @@ mod tests {
                 let plain_losses = torch(&mut single, &ids, options).unwrap();
                 assert!((plain_losses - &losses).abs().max().double_value(&[]) < 1e-4);
             }
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_a_target_that_is_nearly_certain_keeps_its_digits() {
+        for lead in [5.0, 10.0, 17.0, 25.0] {
+            let logits = noise(1, &[1, 300]);
+            let _ = logits.narrow(1, 7, 1).g_add_scalar_(lead);
+            let ids = Tensor::from_slice(&[7i64]);
+            let (mut ours, mut exact) = (logits.copy(), logits.to_kind(Kind::Double));
+            fused(&mut ours, &ids, CrossEntropyOptions::default()).unwrap().unwrap();
+            let _ = torch(&mut exact, &ids, CrossEntropyOptions::default()).unwrap();
+            let of_target = |gradient: &Tensor| gradient.double_value(&[0, 7]);
+            let error = (of_target(&ours) / of_target(&exact) - 1.0).abs();
+            assert!(error < 1e-6, "{lead}: {error:e}");
         }
     }
 

@@ -262,9 +262,13 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         assert_eq!(lines[0], "training");
-        assert!(lines[1].starts_with("step 1/80  loss 2.346  lr 9.50e-4  166 tokens/s  "), "{text}");
+        assert!(
+            lines[1]
+                .starts_with("step 1/80  loss 2.346  lr 9.50e-4  166 tokens/s (88 % of the GEMM limit)  "),
+            "{text}"
+        );
         assert!(lines[1].ends_with(" s left"), "{text}");
-        assert_eq!(lines[2], "step 80/80  loss 2.346  lr 9.50e-4  166 tokens/s");
+        assert_eq!(lines[2], "step 80/80  loss 2.346  lr 9.50e-4  166 tokens/s (88 % of the GEMM limit)");
     }
 
     #[test]

@@ -108,6 +108,9 @@ fn machine() -> BTreeMap<String, String> {
         let text = process::output(workspace::program(program).args(arguments)).ok()?;
         Some(text.trim().to_owned())
     };
+    // Its version and kind; the folder it lies in is of this machine alone.
+    let libtorch = workspace::cache().and_then(|cache| setup::libtorch(&cache)).ok();
+    let libtorch = libtorch.and_then(|text| Some(text.split(", in ").next()?.to_owned()));
     let lock = std::fs::read_to_string(workspace::root().join("Cargo.lock")).unwrap_or_default();
     let entries = [
         ("cpu", Some(doctor::cpu())),
@@ -115,7 +118,7 @@ fn machine() -> BTreeMap<String, String> {
         ("clock", Some(env::var("FERROTUNE_BENCH_CLOCK").unwrap_or_else(|_| "wall".into()))),
         ("date", said("date", &["-u", "+%Y-%m-%d"])),
         ("rustc", said("rustc", &["--version"])),
-        ("libtorch", workspace::cache().and_then(|cache| setup::libtorch(&cache)).ok()),
+        ("libtorch", libtorch),
         ("tch", locked(&lock, "tch")),
         ("criterion", locked(&lock, "criterion")),
     ];

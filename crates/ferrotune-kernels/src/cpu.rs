@@ -18,7 +18,7 @@ pub(crate) use exp::exp;
 pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
 pub(crate) use product::{Matrix, Term, product, sum_of_products};
 pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
-pub(crate) use simd::{Kernel, LANES, dispatch, dot, map, mul_add, padded, update};
+pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, update};
 
 /// A tensor of reproducible noise in `[-1, 1)`.
 #[cfg(test)]

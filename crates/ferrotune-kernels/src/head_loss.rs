@@ -1,7 +1,7 @@
 //! Output head and cross-entropy in one function that never keeps the logits.
 
 use crate::{
-    cpu::{Kernel, LANES, RowsMut, change_rows, dispatch, exp},
+    cpu::{Kernel, LANES, RowsMut, change_rows, dispatch, exp, largest},
     error::{Error, Result, check_shape},
     frozen::FrozenWeight,
     kind::wide_kind,
@@ -255,20 +255,6 @@ impl Kernel for ToGradient<'_> {
 
 /// Numbers that are summed in f32 before the sum goes on in f64.
 const PART: usize = 64 * LANES;
-
-/// The largest number; NaN where all are.
-#[inline(always)]
-fn largest(numbers: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (blocks, rest) = numbers.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for block in blocks {
-        for lane in 0..LANES {
-            lanes[lane] = larger(lanes[lane], block[lane]);
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
-}
 
 #[inline(always)]
 fn sum(numbers: &[f32]) -> f64 {

@@ -3,7 +3,7 @@
 use super::Sequence;
 use crate::{
     attention::AttentionOptions,
-    cpu::{Kernel, LANES, Rows, dispatch, dot, exp, fill_rows_beside, mul_add},
+    cpu::{Kernel, LANES, Rows, dispatch, dot, exp, fill_rows_beside, largest, mul_add},
     error::Result,
 };
 use std::ops::Range;
@@ -232,26 +232,6 @@ impl Tile {
             add_all::<FMA>(y, &weights[seen.clone()], |place| value(first_row + seen.start + place));
         }
     }
-}
-
-/// The largest number; NaN counts as none.
-#[inline(always)]
-fn largest(numbers: &[f32; KEYS]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for numbers in numbers.as_chunks::<LANES>().0 {
-        for (lane, &number) in lanes.iter_mut().zip(numbers) {
-            *lane = larger(*lane, number);
-        }
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] = larger(lanes[lane], lanes[lane + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
 /// `y += sum_i weights_i row(i)`, all rows of the length of `y`.

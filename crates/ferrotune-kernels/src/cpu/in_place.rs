@@ -6,12 +6,12 @@
 
 use super::{
     Rows,
-    rows::{ELEMENTS_PER_THREAD, fill_rows_beside},
+    rows::{ELEMENTS_PER_THREAD, fill_rows_beside, is_plain},
 };
 use crate::error::Result;
 use ferrotune_autograd::{mark_changed, parallel_for};
 use std::{ops::Range, ptr::NonNull, slice};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// Tensors of one size: element `i` of those that change is computed from element `i` of all.
 pub(crate) struct Change<'a, const CHANGED: usize, const READ: usize> {
@@ -172,14 +172,7 @@ pub(crate) fn change_rows<const N: usize>(
 
 /// Where the elements of an f32 tensor on the CPU start, if they lie side by side in order.
 fn dense(tensor: &Tensor) -> Option<NonNull<f32>> {
-    let plain = tensor.defined()
-        && tensor.device() == Device::Cpu
-        && tensor.f_kind().ok()? == Kind::Float
-        && !tensor.is_sparse()
-        && !tensor.is_mkldnn()
-        && tensor.is_contiguous()
-        && !tensor.f_is_neg().ok()?;
-    if !plain {
+    if !is_plain(tensor)? || !tensor.is_contiguous() {
         return None;
     }
     match tensor.numel() {
@@ -214,6 +207,7 @@ fn changes_overlap(mut spans: Vec<Span>) -> bool {
 mod tests {
     use super::*;
     use crate::cpu::noise;
+    use tch::{Device, Kind};
 
     fn add(pairs: &mut [(Tensor, Tensor)]) -> bool {
         let mut changes: Vec<Change<1, 1>> =

@@ -10,21 +10,22 @@
 //! # References
 //! Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 
-use super::rows::is_plain;
 use crate::error::Result;
 use std::{
-    marker::PhantomData,
     ptr::NonNull,
     sync::atomic::{AtomicUsize, Ordering},
 };
 use tch::{Device, Kind, Tensor};
 
+mod matrix;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vector;
+
+pub(crate) use matrix::Matrix;
 
 /// Rows of a left factor up to which nothing is copied.
 const FEW_ROWS: usize = 32;
@@ -34,53 +35,6 @@ const FEW_COLUMNS: usize = 48;
 const TASK_ROWS: usize = 96;
 /// Sums and products worth a thread of its own: some ten microseconds.
 const WORK_PER_THREAD: usize = 1 << 20;
-
-/// A matrix of f32 on the CPU; its numbers lie at fixed distances, in whatever order.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    start: NonNull<f32>,
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-    tensor: PhantomData<&'a Tensor>,
-}
-
-// SAFETY: a matrix is only read, and nothing writes its numbers during its life (see the comment of `rows`).
-unsafe impl Send for Matrix<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Matrix<'_> {}
-
-impl<'a> Matrix<'a> {
-    /// A tensor `[rows, columns]`; `None` if it is not f32 on the CPU, or is empty.
-    pub(crate) fn of(tensor: &'a Tensor) -> Option<Self> {
-        if !is_plain(tensor)? || tensor.numel() == 0 {
-            return None;
-        }
-        let ([rows, columns], [row_stride, column_stride]) =
-            (tensor.size().try_into().ok()?, tensor.stride().try_into().ok()?);
-        let [rows, columns, row_stride, column_stride]: [i64; 4] = [rows, columns, row_stride, column_stride];
-        Some(Self {
-            start: NonNull::new(tensor.data_ptr().cast())?,
-            rows: usize::try_from(rows).ok()?,
-            columns: usize::try_from(columns).ok()?,
-            row_stride: usize::try_from(row_stride).ok()?,
-            column_stride: usize::try_from(column_stride).ok()?,
-            tensor: PhantomData,
-        })
-    }
-
-    /// Its transpose.
-    pub(crate) fn turned(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-}
 
 /// `scale * left right`, added to the columns of the result from `first_column` on.
 #[derive(Clone, Copy)]

@@ -1,0 +1,52 @@
+//! A tensor as a factor of a product.
+
+use crate::cpu::rows::is_plain;
+use std::{marker::PhantomData, ptr::NonNull};
+use tch::Tensor;
+
+/// A matrix of f32 on the CPU; its numbers lie at fixed distances, in whatever order.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub(super) start: NonNull<f32>,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
+    tensor: PhantomData<&'a Tensor>,
+}
+
+// SAFETY: a matrix is only read, and nothing writes its numbers during its life (see the comment of `rows`).
+unsafe impl Send for Matrix<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Matrix<'_> {}
+
+impl<'a> Matrix<'a> {
+    /// A tensor `[rows, columns]`; `None` if it is not f32 on the CPU, or is empty.
+    pub(crate) fn of(tensor: &'a Tensor) -> Option<Self> {
+        if !is_plain(tensor)? || tensor.numel() == 0 {
+            return None;
+        }
+        let ([rows, columns], [row_stride, column_stride]) =
+            (tensor.size().try_into().ok()?, tensor.stride().try_into().ok()?);
+        let [rows, columns, row_stride, column_stride]: [i64; 4] = [rows, columns, row_stride, column_stride];
+        Some(Self {
+            start: NonNull::new(tensor.data_ptr().cast())?,
+            rows: usize::try_from(rows).ok()?,
+            columns: usize::try_from(columns).ok()?,
+            row_stride: usize::try_from(row_stride).ok()?,
+            column_stride: usize::try_from(column_stride).ok()?,
+            tensor: PhantomData,
+        })
+    }
+
+    /// Its transpose.
+    pub(crate) fn turned(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}

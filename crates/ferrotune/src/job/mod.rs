@@ -12,6 +12,7 @@ mod memory;
 mod observers;
 mod output;
 mod own_files;
+mod product_limit;
 mod results;
 mod run;
 mod run_lock;

@@ -10,6 +10,7 @@ use super::{
     memory::MemoryNeed,
     observers::Recorder,
     output::OutputDirectory,
+    product_limit::ProductLimit,
     results::{report, train_metrics, validation_metrics},
 };
 use crate::{
@@ -161,20 +162,16 @@ pub fn run(
     observer.stage("training");
     let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
     let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
-    // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
-    let product_rate = match device {
-        Device::Cpu => {
-            assistant.model.product_rate(train_set.mean_tokens(plan.per_device_train_batch_size))?
-        }
-        _ => None,
-    };
     let (outcome, gemm_share) = {
         let task = CausalLmTask::new(&assistant.model, &adapter);
         let shared = Mutex::new(Training {
             observer: &mut *observer,
             task: &task,
-            product_rate,
-            product_seconds: 0.0,
+            // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
+            limit: ProductLimit::new(
+                &assistant.model,
+                train_set.mean_tokens(plan.per_device_train_batch_size),
+            ),
             total_steps: plan.max_steps,
         });
         let mut trainer = Trainer::new(&task, arguments, &train_set)?
@@ -186,8 +183,8 @@ pub fn run(
         let outcome = trainer.train()?;
         drop(trainer);
         let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let share = training.product_seconds / outcome.seconds.max(f64::MIN_POSITIVE);
-        (outcome, product_rate.map(|_| share))
+        let share = training.limit.share_of_all();
+        (outcome, share)
     };
     if outcome.cancelled {
         return cancelled();
@@ -247,10 +244,7 @@ pub fn run(
 struct Training<'a> {
     observer: &'a mut dyn Observer,
     task: &'a CausalLmTask<'a>,
-    /// Floating-point operations a second of matrix products with nothing between them.
-    product_rate: Option<f64>,
-    /// What the products of all steps would take at that rate.
-    product_seconds: f64,
+    limit: ProductLimit<'a>,
     total_steps: usize,
 }
 
@@ -263,9 +257,8 @@ impl Callback for Tell<'_, '_> {
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let flops = training.task.take_flops();
-        let seconds = training.product_rate.map(|rate| flops / rate);
-        training.product_seconds += seconds.unwrap_or_default();
-        let Training { observer, total_steps, .. } = &mut *training;
+        let gemm_share = training.limit.share(flops, record.seconds);
+        let Training { observer, limit, total_steps, .. } = &mut *training;
         observer.step(&Step {
             step: record.global_step,
             total_steps: *total_steps,
@@ -273,12 +266,12 @@ impl Callback for Tell<'_, '_> {
             learning_rate: record.learning_rate,
             grad_norm: record.grad_norm,
             tokens_per_s: record.tokens_per_s,
-            gemm_share: seconds.map(|seconds| seconds / record.seconds.max(f64::MIN_POSITIVE)),
+            gemm_share,
         });
         if let (1, Some(peak)) = (record.global_step, peak_rss_mib()) {
             observer.note(&format!("memory    {peak:.0} MiB at the peak so far, with the first step done"));
         }
-        Ok(())
+        Ok(limit.measure()?)
     }
 
     fn on_evaluate(

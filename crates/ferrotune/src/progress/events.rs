@@ -35,8 +35,8 @@ pub enum Event<'a> {
         grad_norm: f64,
         /// Tokens of prompts and completions a second.
         tokens_per_s: f64,
-        /// Share of the step's time that its matrix products take where nothing comes between them; absent where it was not measured.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        /// Share of the step's time that its matrix products take where nothing comes between them; null where it was not measured,
+        /// and for the first step, after which the machine's rate is measured.
         gemm_share: Option<f64>,
     },
     /// The validation loss was measured.

@@ -25,7 +25,7 @@ impl<'a> ProductLimit<'a> {
     }
 
     /// Counts a step of `seconds`; its share if the rate is known.
-    pub(super) fn share(&mut self, flops: f64, seconds: f64) -> Option<f64> {
+    pub(super) fn count(&mut self, flops: f64, seconds: f64) -> Option<f64> {
         self.flops += flops;
         self.seconds += seconds;
         self.share_of(flops, seconds)

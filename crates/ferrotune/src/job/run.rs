@@ -183,8 +183,7 @@ pub fn run(
         let outcome = trainer.train()?;
         drop(trainer);
         let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let share = training.limit.share_of_all();
-        (outcome, share)
+        (outcome, training.limit.share_of_all())
     };
     if outcome.cancelled {
         return cancelled();
@@ -257,7 +256,7 @@ impl Callback for Tell<'_, '_> {
     ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let flops = training.task.take_flops();
-        let gemm_share = training.limit.share(flops, record.seconds);
+        let gemm_share = training.limit.count(flops, record.seconds);
         let Training { observer, limit, total_steps, .. } = &mut *training;
         observer.step(&Step {
             step: record.global_step,

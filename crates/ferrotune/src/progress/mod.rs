@@ -25,7 +25,8 @@ pub struct Step {
     pub grad_norm: f64,
     /// Tokens of prompts and completions a second.
     pub tokens_per_s: f64,
-    /// Share of the step's time that its matrix products take where nothing comes between them; `None` where that was not measured.
+    /// Share of the step's time that its matrix products take where nothing comes between them; `None` where that was not measured,
+    /// and for the first step, after which the rate of the machine is.
     pub gemm_share: Option<f64>,
 }
 

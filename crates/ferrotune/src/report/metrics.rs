@@ -83,7 +83,7 @@ pub struct TrainMetrics {
     pub target_tokens: u64,
     /// `real_tokens / seconds`.
     pub real_tokens_per_s: f64,
-    /// Share of `seconds` that the steps' matrix products take where nothing comes between them.
+    /// Share of the steps' time that their matrix products take where nothing comes between them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gemm_share: Option<f64>,
     /// What was logged, step by step.

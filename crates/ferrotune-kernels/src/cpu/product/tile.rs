@@ -1,6 +1,10 @@
 //! The innermost loops: sums that stay in registers.
 
-use super::{Few, Rows, panel::WIDTH, vector::Vector};
+use super::{
+    Few, Rows,
+    panel::WIDTH,
+    vector::{Vector, prefetch},
+};
 
 /// Columns of a panel that one instruction set computes together at the least.
 const GROUP: usize = 16;
@@ -141,12 +145,12 @@ unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few, ro
             std::array::from_fn(|index| block.right.add((column + index) * block.right_column_stride));
         let mut sums = [[V::zero(); RIGHT]; LEFT];
         let whole = block.depth / V::LANES * V::LANES;
-        // The right factor is read once, and its rows are too short for the processor to foresee them.
+        // The first rows of left meet a right factor that is in no cache, and its rows are too short to be foreseen.
         let ahead = RIGHT * block.right_column_stride;
         let mut depth = 0;
         while depth < whole {
             for right in right {
-                V::prefetch(right.wrapping_add(depth + ahead));
+                prefetch(right.wrapping_add(depth + ahead));
             }
             let factors: [V; RIGHT] = std::array::from_fn(|index| V::load(right[index].add(depth)));
             for (sums, left) in sums.iter_mut().zip(left) {

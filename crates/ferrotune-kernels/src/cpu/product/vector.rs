@@ -7,6 +7,13 @@ use std::arch::x86_64::{
     _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+/// Asks for the cache line of a number that will be read soon, wherever the pointer leads.
+#[inline(always)]
+pub(super) fn prefetch(of: *const f32) {
+    // SAFETY: a prefetch of any address is harmless, and every x86-64 processor has the instruction.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(of.cast()) }
+}
+
 /// What a product asks of a register.
 ///
 /// # Safety
@@ -20,8 +27,6 @@ pub(super) trait Vector: Copy {
     unsafe fn splat(number: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// Asks for the cache line of a number that will be read soon. Any address is allowed.
-    unsafe fn prefetch(of: *const f32);
     /// `self * factor + term`, rounded once.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
@@ -52,11 +57,6 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm512_storeu_ps(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(of: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(of.cast()) }
     }
 
     #[inline(always)]
@@ -96,11 +96,6 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm256_storeu_ps(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(of: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(of.cast()) }
     }
 
     #[inline(always)]

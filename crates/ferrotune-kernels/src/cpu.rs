@@ -7,7 +7,11 @@
 mod exp;
 #[allow(unsafe_code)] // numbers of tensors as slices that change
 mod in_place;
+#[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)] // numbers of tensors by address
+mod product;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "cpu/product/elsewhere.rs"]
 mod product;
 #[allow(unsafe_code)] // numbers of tensors as slices
 mod rows;
@@ -16,7 +20,7 @@ mod simd;
 
 pub(crate) use exp::exp;
 pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
-pub(crate) use product::{Matrix, Term, product, sum_of_products};
+pub(crate) use product::{Compact, FEW_ROWS, Matrix, Term, product, sum_of_products};
 pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
 pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, update};
 

@@ -1,19 +1,23 @@
 //! A weight that never changes.
 
 use crate::{
-    cpu::{Matrix, Term, sum_of_products},
+    cpu::{Compact, FEW_ROWS, Matrix, Term, sum_of_products},
     error::{Result, check_shape},
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
+use std::sync::{Arc, OnceLock};
 use tch::{Kind, Tensor};
 
 /// Weight `W` of a frozen linear map, `[out_features, in_features]`.
 ///
 /// Every product with the base model goes through this type. It never has a gradient and keeps nothing for backward, so how its
-/// numbers are stored is its own affair; in this version that is a dense tensor.
+/// numbers are stored is its own affair. That is a dense tensor, and, from the first product of few rows on (a step of generation),
+/// beside it the same f32 numbers in the fewest bits that hold them exactly, where the weight came from bf16 or from blocks of 4 or 8
+/// bits: such a product takes the time to read the weight.
 #[derive(Debug)]
 pub struct FrozenWeight {
     weight: Tensor,
+    compact: Arc<OnceLock<Option<Compact>>>,
 }
 
 impl FrozenWeight {
@@ -23,7 +27,7 @@ impl FrozenWeight {
     /// [`Error::Shape`](crate::Error::Shape) unless it has two dimensions.
     pub fn new(weight: &Tensor) -> Result<Self> {
         check_shape("FrozenWeight::new", "weight", weight, &[-1, -1])?;
-        Ok(Self { weight: weight.f_detach()? })
+        Ok(Self::of(weight.f_detach()?))
     }
 
     /// Several weights on the same input, stacked by rows into one, so that one product serves them all.
@@ -38,13 +42,17 @@ impl FrozenWeight {
             let in_features = weights[0].size().get(1).copied().unwrap_or(-1);
             check_shape("FrozenWeight::stacked", "weight", weight, &[-1, in_features])?;
         }
-        Ok(Self { weight: Tensor::f_cat(weights, 0)?.f_detach()? })
+        Ok(Self::of(Tensor::f_cat(weights, 0)?.f_detach()?))
+    }
+
+    fn of(weight: Tensor) -> Self {
+        Self { weight, compact: Arc::default() }
     }
 
     /// Another handle on the same numbers.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        Self { weight: self.weight.shallow_clone() }
+        Self { weight: self.weight.shallow_clone(), compact: Arc::clone(&self.compact) }
     }
 
     /// Number of rows.
@@ -97,8 +105,12 @@ impl FrozenWeight {
             let (left, right) = (Matrix::of(update.projected)?, Matrix::of(update.factor)?.turned());
             Some(Term { first_column: usize::try_from(update.first_column).ok()?, ..Term::new(left, right) })
         }
-        let base = Matrix::of(x).zip(Matrix::of(&self.weight).map(Matrix::turned));
-        if let Some(y) = self.sum(base, updates.iter().map(of))? {
+        let base = Matrix::of(x).zip(Matrix::of(&self.weight)).map(|(x, weight)| {
+            let few = x.rows() <= FEW_ROWS;
+            let compact = few.then(|| self.compact.get_or_init(|| Compact::of(&weight)).as_ref()).flatten();
+            Term { compact, ..Term::new(x, weight.turned()) }
+        });
+        if let Some(y) = sum(base, updates.iter().map(of))? {
             return Ok(y);
         }
         let y = x.f_matmul(&self.weight.f_tr()?)?;
@@ -114,8 +126,9 @@ impl FrozenWeight {
         fn of<'a>(update: &Update<'a>) -> Option<Term<'a>> {
             Some(Term::new(Matrix::of(update.projected)?, Matrix::of(update.factor)?))
         }
-        let base = Matrix::of(grad).zip(Matrix::of(&self.weight));
-        if let Some(grad_x) = self.sum(base, updates.iter().map(of))? {
+        let base =
+            Matrix::of(grad).zip(Matrix::of(&self.weight)).map(|(grad, weight)| Term::new(grad, weight));
+        if let Some(grad_x) = sum(base, updates.iter().map(of))? {
             return Ok(grad_x);
         }
         let mut grad_x = grad.f_matmul(&self.weight)?;
@@ -124,17 +137,15 @@ impl FrozenWeight {
         }
         Ok(grad_x)
     }
+}
 
-    fn sum<'a>(
-        &self,
-        base: Option<(Matrix<'a>, Matrix<'a>)>,
-        updates: impl Iterator<Item = Option<Term<'a>>>,
-    ) -> Result<Option<Tensor>> {
-        let base = base.map(|(left, right)| Term::new(left, right));
-        match std::iter::once(base).chain(updates).collect::<Option<Vec<_>>>() {
-            Some(terms) => sum_of_products(&terms),
-            None => Ok(None),
-        }
+fn sum<'a>(
+    base: Option<Term<'a>>,
+    updates: impl Iterator<Item = Option<Term<'a>>>,
+) -> Result<Option<Tensor>> {
+    match std::iter::once(base).chain(updates).collect::<Option<Vec<_>>>() {
+        Some(terms) => sum_of_products(&terms),
+        None => Ok(None),
     }
 }
 

@@ -17,18 +17,18 @@ use std::{
 };
 use tch::{Device, Kind, Tensor};
 
+mod compact;
 mod matrix;
-#[cfg(target_arch = "x86_64")]
 mod panel;
-#[cfg(target_arch = "x86_64")]
 mod tile;
-#[cfg(target_arch = "x86_64")]
 mod vector;
 
+pub(crate) use compact::Compact;
 pub(crate) use matrix::Matrix;
+use tile::{CompactRows, DenseRows, RightRows};
 
 /// Rows of a left factor up to which nothing is copied.
-const FEW_ROWS: usize = 32;
+pub(crate) const FEW_ROWS: usize = 32;
 /// Columns of the right factor that one task computes where nothing is copied.
 const FEW_COLUMNS: usize = 48;
 /// Rows of a task at the least: with fewer, the copy of the panel would weigh.
@@ -45,12 +45,14 @@ pub(crate) struct Term<'a> {
     pub(crate) right: Matrix<'a>,
     pub(crate) first_column: usize,
     pub(crate) scale: f32,
+    /// The numbers of `right`, column by column, in fewer bits: what a product of few rows reads instead.
+    pub(crate) compact: Option<&'a Compact>,
 }
 
 impl<'a> Term<'a> {
     /// `left right`, from the first column on.
     pub(crate) fn new(left: Matrix<'a>, right: Matrix<'a>) -> Self {
-        Self { left, right, first_column: 0, scale: 1.0 }
+        Self { left, right, first_column: 0, scale: 1.0, compact: None }
     }
 
     /// Whether the depth lies dense in both factors.
@@ -122,20 +124,12 @@ struct Few {
     depth: usize,
     left: *const f32,
     left_row_stride: usize,
-    right: *const f32,
-    right_column_stride: usize,
     target: *mut f32,
     target_row_stride: usize,
     scale: f32,
     add: bool,
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn level() -> Option<Level> {
-    None
-}
-
-#[cfg(target_arch = "x86_64")]
 fn level() -> Option<Level> {
     Level::available().next()
 }
@@ -143,15 +137,12 @@ fn level() -> Option<Level> {
 /// The instructions that the loops are compiled for.
 #[derive(Clone, Copy, Debug)]
 enum Level {
-    #[cfg(target_arch = "x86_64")]
     Avx512,
-    #[cfg(target_arch = "x86_64")]
     Avx2,
 }
 
 impl Level {
     /// All that this machine has, best first.
-    #[cfg(target_arch = "x86_64")]
     fn available() -> impl Iterator<Item = Self> {
         super::simd::Level::available().filter_map(|level| match level {
             super::simd::Level::Avx512 => Some(Self::Avx512),
@@ -174,7 +165,6 @@ impl Level {
             });
             return;
         }
-        #[cfg(target_arch = "x86_64")]
         {
             let panels = target.columns.div_ceil(panel::WIDTH);
             // Several tasks for each thread, so that one that is held up leaves its share to the others.
@@ -205,26 +195,40 @@ impl Level {
             // SAFETY: `start..end` are columns of the target and, counted from the term's first, of its right factor; the depth is
             // dense in both factors.
             unsafe {
-                let right = (start - term.first_column) * term.right.column_stride;
+                let first = start - term.first_column;
                 let block = Few {
                     rows: target.rows,
                     columns: end - start,
                     depth: term.left.columns,
                     left: term.left.start.as_ptr(),
                     left_row_stride: term.left.row_stride,
-                    right: term.right.start.as_ptr().add(right),
-                    right_column_stride: term.right.column_stride,
                     target: target.start.as_ptr().add(start),
                     target_row_stride: target.columns,
                     scale: term.scale,
                     add: index > 0,
                 };
-                match self {
-                    #[cfg(target_arch = "x86_64")]
-                    Self::Avx512 => few_avx512(&block),
-                    #[cfg(target_arch = "x86_64")]
-                    Self::Avx2 => few_avx2(&block),
+                match term.compact {
+                    None => {
+                        let stride = term.right.column_stride;
+                        let start = term.right.start.as_ptr().add(first * stride);
+                        self.few(&block, DenseRows { start, stride });
+                    }
+                    Some(Compact::Nibbles(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
+                    Some(Compact::Bytes(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
+                    Some(Compact::Halves(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
                 }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`tile::few`].
+    unsafe fn few(self, block: &Few, right: impl RightRows) {
+        // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
+        unsafe {
+            match self {
+                Self::Avx512 => few_avx512(block, right),
+                Self::Avx2 => few_avx2(block, right),
             }
         }
     }
@@ -233,7 +237,6 @@ impl Level {
     ///
     /// # Safety
     /// As [`Level::fill`]; rows and columns exist and no other task writes them.
-    #[cfg(target_arch = "x86_64")]
     unsafe fn fill_panel(self, target: Target, terms: &[Term], rows: std::ops::Range<usize>, first: usize) {
         // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
         panel::with_panel(|panel| unsafe {
@@ -243,6 +246,12 @@ impl Level {
             }
         });
     }
+}
+
+/// Rows from `first` on, of `depth` numbers each.
+fn rows_of<B>(blocks: &[B], first: usize, depth: usize) -> CompactRows<B> {
+    let blocks_in_a_row = depth / compact::BLOCK;
+    CompactRows { start: blocks[first * blocks_in_a_row..].as_ptr(), blocks_in_a_row }
 }
 
 /// Runs `body` once for each of `tasks`; threads take the next one as they finish.
@@ -263,21 +272,18 @@ fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
     });
 }
 
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn few_avx512(block: &Few) {
+unsafe fn few_avx512(block: &Few, right: impl RightRows) {
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { tile::few::<std::arch::x86_64::__m512, 8, 3>(block) };
+    unsafe { tile::few::<std::arch::x86_64::__m512, 8, 3>(block, right) };
 }
 
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn few_avx2(block: &Few) {
+unsafe fn few_avx2(block: &Few, right: impl RightRows) {
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { tile::few::<std::arch::x86_64::__m256, 4, 2>(block) };
+    unsafe { tile::few::<std::arch::x86_64::__m256, 4, 2>(block, right) };
 }
 
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn panel_avx512(
     target: Target,
@@ -297,7 +303,6 @@ unsafe fn panel_avx512(
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn panel_avx2(
     target: Target,
@@ -317,7 +322,6 @@ unsafe fn panel_avx2(
 
 /// # Safety
 /// As [`Level::fill_panel`]; inlined into code with the instructions that `rows` of the tile wants.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn fill_panel(
     target: Target,
@@ -414,6 +418,49 @@ mod tests {
         }
     }
 
+    /// Numbers as files of few bits hold them, and the bytes of their compact form.
+    fn of_few_bits(rows: i64, depth: i64) -> [(Tensor, usize); 3] {
+        let kind = (Kind::Float, Device::Cpu);
+        let blocks = rows * depth / 32;
+        let per_block = |x: Tensor| x.to_kind(Kind::Half).to_kind(Kind::Float);
+        let (step, base) =
+            (per_block(noise(5, &[blocks, 1]) * 0.01 + 0.02), per_block(noise(6, &[blocks, 1])));
+        let codes = |low, high| Tensor::randint_low(low, high, [blocks, 32], kind);
+        let count = usize::try_from(blocks).unwrap();
+        [
+            (&step * codes(0, 16) + &base, count * 24),
+            (&step * codes(-127, 128), count * 36),
+            (noise(7, &[blocks, 32]).to_kind(Kind::BFloat16).to_kind(Kind::Float), count * 64),
+        ]
+        .map(|(numbers, bytes)| (numbers.reshape([rows, depth]), bytes))
+    }
+
+    #[test]
+    fn a_compact_form_is_found_and_changes_no_bit() {
+        for (weight, bytes) in of_few_bits(101, 96) {
+            let compact = Compact::of(&Matrix::of(&weight).unwrap()).unwrap();
+            assert_eq!(compact.size(), bytes);
+            for rows in [1, 2, 7, 8, 13, 32] {
+                let x = noise(8, &[rows, 96]);
+                let term = Term::new(Matrix::of(&x).unwrap(), Matrix::of(&weight).unwrap().turned());
+                let compact = Term { compact: Some(&compact), ..term };
+                assert_eq!(at_all_levels(&[compact]), at_all_levels(&[term]));
+            }
+        }
+    }
+
+    #[test]
+    fn one_number_of_more_bits_leaves_no_compact_form() {
+        for (weight, _) in of_few_bits(70, 64) {
+            let of = |weight: &Tensor| Compact::of(&Matrix::of(weight).unwrap());
+            let mut last = weight.narrow(0, 69, 1).narrow(1, 63, 1);
+            let _ = last.g_add_scalar_(0.1234567);
+            assert!(of(&weight).is_none());
+            assert!(of(&weight.narrow(1, 0, 33)).is_none());
+            assert!(of(&weight.tr()).is_none());
+        }
+    }
+
     #[test]
     fn terms_are_added_to_their_own_columns_with_their_own_factor() {
         for rows in [3, 70] {
@@ -431,7 +478,8 @@ mod tests {
                 let mut columns = expected.narrow(1, first, width);
                 let _ = columns.g_add_(&(in_double(p).matmul(&in_double(b).tr()) * 0.5));
                 let (left, right) = (Matrix::of(p).unwrap(), Matrix::of(b).unwrap().turned());
-                terms.push(Term { left, right, first_column: first as usize, scale: 0.5 });
+                let term = Term { first_column: first as usize, scale: 0.5, ..Term::new(left, right) };
+                terms.push(term);
             }
             for found in at_all_levels(&terms) {
                 assert_close(&in_double(&found), &expected, 1e-6);

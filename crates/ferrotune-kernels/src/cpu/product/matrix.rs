@@ -39,6 +39,11 @@ impl<'a> Matrix<'a> {
         })
     }
 
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Its transpose.
     pub(crate) fn turned(self) -> Self {
         Self {
@@ -48,5 +53,12 @@ impl<'a> Matrix<'a> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+
+    /// Row `index` of a matrix whose rows lie dense.
+    pub(super) fn dense_row(&self, index: usize) -> &'a [f32] {
+        assert!(index < self.rows && self.column_stride == 1, "row {index} of {}", self.rows);
+        // SAFETY: libtorch keeps every element that sizes and strides lead to inside the tensor's memory; the row is side by side.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(index * self.row_stride), self.columns) }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     Few, Rows,
+    compact::{BLOCK, Block},
     panel::WIDTH,
     vector::{Vector, prefetch},
 };
@@ -92,24 +93,27 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows,
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-pub(super) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few) {
+pub(super) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(
+    block: &Few,
+    right: impl RightRows,
+) {
     let mut row = 0;
     // SAFETY: rows of left and right within the block's counts.
     unsafe {
         while row + LEFT <= block.rows {
-            few_rows::<V, LEFT, RIGHT>(block, row);
+            few_rows::<V, LEFT, RIGHT>(block, right, row);
             row += LEFT;
         }
         if row + 4 <= block.rows && LEFT > 4 {
-            few_rows::<V, 4, RIGHT>(block, row);
+            few_rows::<V, 4, RIGHT>(block, right, row);
             row += 4;
         }
         if row + 2 <= block.rows {
-            few_rows::<V, 2, RIGHT>(block, row);
+            few_rows::<V, 2, RIGHT>(block, right, row);
             row += 2;
         }
         if row < block.rows {
-            few_rows::<V, 1, RIGHT>(block, row);
+            few_rows::<V, 1, RIGHT>(block, right, row);
         }
     }
 }
@@ -117,16 +121,20 @@ pub(super) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(block
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-unsafe fn few_rows<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few, row: usize) {
+unsafe fn few_rows<V: Vector, const LEFT: usize, const RIGHT: usize>(
+    block: &Few,
+    right: impl RightRows,
+    row: usize,
+) {
     let mut column = 0;
     // SAFETY: columns of the target are rows of right, within the block's counts.
     unsafe {
         while column + RIGHT <= block.columns {
-            dots::<V, LEFT, RIGHT>(block, row, column);
+            dots::<V, LEFT, RIGHT>(block, right, row, column);
             column += RIGHT;
         }
         while column < block.columns {
-            dots::<V, LEFT, 1>(block, row, column);
+            dots::<V, LEFT, 1>(block, right, row, column);
             column += 1;
         }
     }
@@ -135,48 +143,130 @@ unsafe fn few_rows<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few, row: usize, column: usize) {
-    // SAFETY: each address is that of a number of left, right or target that the caller vouches for; the last numbers of a depth
-    // that is no multiple of the register are copied out first.
+unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(
+    block: &Few,
+    right: impl RightRows,
+    row: usize,
+    column: usize,
+) {
+    // SAFETY: each address is that of a number of left, right or target that the caller vouches for.
     unsafe {
         let left: [*const f32; LEFT] =
             std::array::from_fn(|index| block.left.add((row + index) * block.left_row_stride));
-        let right: [*const f32; RIGHT] =
-            std::array::from_fn(|index| block.right.add((column + index) * block.right_column_stride));
-        let mut sums = [[V::zero(); RIGHT]; LEFT];
-        let whole = block.depth / V::LANES * V::LANES;
-        // The first rows of left meet a right factor that is in no cache, and its rows are too short to be foreseen.
-        let ahead = RIGHT * block.right_column_stride;
-        let mut depth = 0;
-        while depth < whole {
-            for right in right {
-                prefetch(right.wrapping_add(depth + ahead));
-            }
-            let factors: [V; RIGHT] = std::array::from_fn(|index| V::load(right[index].add(depth)));
-            for (sums, left) in sums.iter_mut().zip(left) {
-                let left = V::load(left.add(depth));
-                for (sum, factor) in sums.iter_mut().zip(factors) {
-                    *sum = left.mul_add(factor, *sum);
-                }
-            }
-            depth += V::LANES;
-        }
-        let rest = block.depth - whole;
-        if rest > 0 {
-            let factors: [V; RIGHT] = std::array::from_fn(|index| partial(right[index].add(whole), rest));
-            for (sums, left) in sums.iter_mut().zip(left) {
-                let left: V = partial(left.add(whole), rest);
-                for (sum, factor) in sums.iter_mut().zip(factors) {
-                    *sum = left.mul_add(factor, *sum);
-                }
-            }
-        }
+        let sums: [[V; RIGHT]; LEFT] = right.dots(left, column, block.depth);
         for (index, sums) in sums.iter().enumerate() {
             for (offset, sum) in sums.iter().enumerate() {
                 let target = block.target.add((row + index) * block.target_row_stride + column + offset);
                 let sum = sum.sum() * block.scale;
                 *target = if block.add { *target + sum } else { sum };
             }
+        }
+    }
+}
+
+/// Rows of a right factor.
+pub(super) trait RightRows: Copy {
+    /// The products of the rows of left and the rows of this from `first` on, as sums that are still to be added along the register.
+    ///
+    /// # Safety
+    /// The rows exist, and have `depth` numbers; the machine has the instructions of `V`.
+    unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(
+        self,
+        left: [*const f32; LEFT],
+        first: usize,
+        depth: usize,
+    ) -> [[V; RIGHT]; LEFT];
+}
+
+/// Rows of numbers that lie side by side.
+#[derive(Clone, Copy)]
+pub(super) struct DenseRows {
+    pub(super) start: *const f32,
+    pub(super) stride: usize,
+}
+
+impl RightRows for DenseRows {
+    #[inline(always)]
+    unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(
+        self,
+        left: [*const f32; LEFT],
+        first: usize,
+        depth: usize,
+    ) -> [[V; RIGHT]; LEFT] {
+        // SAFETY: each address is that of a number that the caller vouches for; the last numbers of a depth that is no multiple of the
+        // register are copied out first.
+        unsafe {
+            let right: [*const f32; RIGHT] =
+                std::array::from_fn(|index| self.start.add((first + index) * self.stride));
+            let mut sums = [[V::zero(); RIGHT]; LEFT];
+            let whole = depth / V::LANES * V::LANES;
+            // The first rows of left meet a right factor that is in no cache, and its rows are too short to be foreseen.
+            let ahead = RIGHT * self.stride;
+            for depth in (0..whole).step_by(V::LANES) {
+                for right in right {
+                    prefetch(right.wrapping_add(depth + ahead));
+                }
+                let factors = std::array::from_fn(|index| V::load(right[index].add(depth)));
+                add_products(&mut sums, left.map(|left| V::load(left.add(depth))), factors);
+            }
+            let rest = depth - whole;
+            if rest > 0 {
+                let factors = std::array::from_fn(|index| partial(right[index].add(whole), rest));
+                add_products(&mut sums, left.map(|left| partial(left.add(whole), rest)), factors);
+            }
+            sums
+        }
+    }
+}
+
+/// Rows in a compact form.
+#[derive(Clone, Copy)]
+pub(super) struct CompactRows<B> {
+    pub(super) start: *const B,
+    pub(super) blocks_in_a_row: usize,
+}
+
+impl<B: Block> RightRows for CompactRows<B> {
+    #[inline(always)]
+    unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(
+        self,
+        left: [*const f32; LEFT],
+        first: usize,
+        _: usize,
+    ) -> [[V; RIGHT]; LEFT] {
+        // SAFETY: rows that the caller vouches for, in whole blocks, which hold as many numbers as rows of left have.
+        unsafe {
+            let right: [*const B; RIGHT] =
+                std::array::from_fn(|index| self.start.add((first + index) * self.blocks_in_a_row));
+            let mut sums = [[V::zero(); RIGHT]; LEFT];
+            let ahead = RIGHT * self.blocks_in_a_row;
+            for index in 0..self.blocks_in_a_row {
+                for right in right {
+                    prefetch(right.wrapping_add(index + ahead).cast());
+                }
+                for part in 0..BLOCK / V::LANES {
+                    let factors = std::array::from_fn(|row| (*right[row].add(index)).part(part));
+                    let depth = index * BLOCK + part * V::LANES;
+                    add_products(&mut sums, left.map(|left| V::load(left.add(depth))), factors);
+                }
+            }
+            sums
+        }
+    }
+}
+
+/// # Safety
+/// The machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn add_products<V: Vector, const LEFT: usize, const RIGHT: usize>(
+    sums: &mut [[V; RIGHT]; LEFT],
+    left: [V; LEFT],
+    right: [V; RIGHT],
+) {
+    for (sums, left) in sums.iter_mut().zip(left) {
+        for (sum, right) in sums.iter_mut().zip(right) {
+            // SAFETY: as the caller says.
+            *sum = unsafe { left.mul_add(right, *sum) };
         }
     }
 }

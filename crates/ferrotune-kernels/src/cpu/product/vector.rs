@@ -1,11 +1,6 @@
 //! A register of f32 numbers, as wide as the machine has it.
 
-use std::arch::x86_64::{
-    __m256, __m512, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
-    _mm_prefetch, _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-};
+use std::arch::x86_64::*;
 
 /// Asks for the cache line of a number that will be read soon, wherever the pointer leads.
 #[inline(always)]
@@ -32,6 +27,12 @@ pub(super) trait Vector: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// The sum of all lanes, added pairwise.
     unsafe fn sum(self) -> f32;
+    /// `step * code + base`, rounded once, of the codes in the low or the high halves of bytes; of a whole 16 bytes, or their halves.
+    unsafe fn nibbles(codes: *const u8, high: bool, step: f32, base: f32) -> Self;
+    /// `step * code`.
+    unsafe fn bytes(codes: *const i8, step: f32) -> Self;
+    /// Numbers whose upper halves these are.
+    unsafe fn halves(codes: *const u16) -> Self;
 }
 
 // SAFETY, for the blocks below: each is one instruction or a few, under exactly the demands of the trait.
@@ -72,6 +73,34 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe { _mm512_reduce_add_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(codes: *const u8, high: bool, step: f32, base: f32) -> Self {
+        unsafe {
+            // The few numbers that there are, of which each code takes its own.
+            let all = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+            let all = _mm512_fmadd_ps(_mm512_set1_ps(step), all, _mm512_set1_ps(base));
+            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.cast()));
+            // The instruction looks at the lowest four bits.
+            _mm512_permutexvar_ps(if high { _mm512_srli_epi32::<4>(codes) } else { codes }, all)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(codes: *const i8, step: f32) -> Self {
+        unsafe {
+            let codes = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(codes.cast())));
+            _mm512_mul_ps(codes, _mm512_set1_ps(step))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(codes: *const u16) -> Self {
+        unsafe {
+            let codes = _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(codes))
+        }
     }
 }
 
@@ -114,6 +143,35 @@ impl Vector for __m256 {
             let four = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(codes: *const u8, high: bool, step: f32, base: f32) -> Self {
+        unsafe {
+            let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.cast()));
+            let codes = if high {
+                _mm256_srli_epi32::<4>(codes)
+            } else {
+                _mm256_and_si256(codes, _mm256_set1_epi32(15))
+            };
+            _mm256_fmadd_ps(_mm256_set1_ps(step), _mm256_cvtepi32_ps(codes), _mm256_set1_ps(base))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(codes: *const i8, step: f32) -> Self {
+        unsafe {
+            let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(codes.cast())));
+            _mm256_mul_ps(codes, _mm256_set1_ps(step))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(codes: *const u16) -> Self {
+        unsafe {
+            let codes = _mm256_cvtepu16_epi32(_mm_loadu_si128(codes.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(codes))
         }
     }
 }

@@ -65,6 +65,20 @@ impl FrozenWeight {
         self.weight.size()[1]
     }
 
+    /// Bytes that the compact form beside the dense weight will take once it is made; 0 if there is none, or it is there already.
+    ///
+    /// Judged by the first row: weights are of one kind throughout.
+    pub fn compact_bytes(&self) -> usize {
+        let first = || self.weight.f_narrow(0, 0, 1).ok();
+        match self.compact.get() {
+            Some(_) => 0,
+            None => {
+                first().and_then(|row| Some(Compact::of(&Matrix::of(&row)?)?.size())).unwrap_or(0)
+                    * self.out_features() as usize
+            }
+        }
+    }
+
     /// The kind in which products are computed.
     pub fn kind(&self) -> Kind {
         self.weight.kind()

@@ -113,12 +113,26 @@ impl Checkpoint {
     /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`], [`Error::TensorNotFinite`], and
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
+        self.tensor_through(&mut Vec::new(), name, shape, kind)
+    }
+
+    /// The same through a buffer, whose memory serves for one tensor after another.
+    pub(crate) fn tensor_through(
+        &self,
+        buffer: &mut Vec<u8>,
+        name: &str,
+        shape: &[i64],
+        kind: Kind,
+    ) -> Result<Tensor> {
         let (entry, stored) = self.find(name, shape)?;
         let (mut file, _) = regular_file::open(&entry.file)?;
-        let mut data = vec![0; entry.bytes];
+        if buffer.len() < entry.bytes {
+            buffer.resize(entry.bytes, 0);
+        }
+        let data = &mut buffer[..entry.bytes];
         file.seek(SeekFrom::Start(entry.start)).map_err(Error::io("read", &entry.file))?;
-        file.read_exact(&mut data).map_err(Error::io("read", &entry.file))?;
-        let tensor = Tensor::f_from_data_size(&data, shape, stored)?.f_to_kind(kind)?;
+        file.read_exact(data).map_err(Error::io("read", &entry.file))?;
+        let tensor = Tensor::f_from_data_size(data, shape, stored)?.f_to_kind(kind)?;
         if !is_finite(&tensor)? {
             return Err(Error::TensorNotFinite { path: entry.file.clone(), tensor: name.to_owned() });
         }

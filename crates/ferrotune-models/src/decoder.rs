@@ -6,12 +6,16 @@ use crate::{
     error::{Error, Result},
     rope, size,
 };
+use ferrotune_autograd::parallel_for;
 use ferrotune_kernels::{
     AttentionOptions, FrozenWeight, Mode, Prologue, SequenceLayout, linear_cross_entropy, rms_norm,
     rotary_attention,
 };
 use ferrotune_lora::{Adaptable, LoraLinear};
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 use tch::{Device, Kind, Tensor};
 
 /// A batch as the model takes it: sequences one after another, without padding, and the tokens to be predicted.
@@ -83,7 +87,7 @@ impl CausalLm {
         let config = ModelConfig::from_dir(directory)?;
         let checkpoint = Checkpoint::open(directory)?;
         size::check(&config, &checkpoint)?;
-        let mut read = Reader { checkpoint: &checkpoint, device, kind, used: Vec::new(), prefix: "model." };
+        let mut read = Reader::new(&checkpoint, device, kind);
         if !checkpoint.contains("model.embed_tokens.weight") && checkpoint.contains("embed_tokens.weight") {
             read.prefix = ""; // saved from the decoder without its head
         }
@@ -111,9 +115,7 @@ impl CausalLm {
                     (embed.shallow_clone(), embed)
                 }
             };
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::load(&mut read, &config, index))
-            .collect::<Result<_>>()?;
+        let layers = read.layers(&config)?;
         let norm = read.tensor("norm.weight", &[hidden])?;
         read.check_nothing_left(directory)?;
         let inverse_frequencies =
@@ -144,6 +146,12 @@ impl CausalLm {
             layer.linears().map(LoraLinear::parameter_count).iter().sum::<usize>() + 2 * self.norm.numel()
         });
         self.embed_tokens.numel() + head + layers.sum::<usize>() + self.norm.numel()
+    }
+
+    /// Bytes that the weights in fewer bits will take beside the weights once it generates, see [`FrozenWeight`].
+    pub fn compact_bytes(&self) -> usize {
+        let linears = self.layers.iter().flat_map(Layer::linears).map(LoraLinear::weight);
+        linears.chain([&self.head]).map(FrozenWeight::compact_bytes).sum()
     }
 
     /// Final hidden states of the rows `rows` (all where `None`), after the last norm.
@@ -383,6 +391,10 @@ fn layout_of_rows(layout: &SequenceLayout, rows: &Tensor) -> Result<SequenceLayo
     Ok(SequenceLayout::continuing(&lengths)?.with_adapters(&adapters)?)
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Reads tensors and remembers which, to find those that nobody asked for.
 struct Reader<'a> {
     checkpoint: &'a Checkpoint,
@@ -390,15 +402,41 @@ struct Reader<'a> {
     kind: Kind,
     used: Vec<String>,
     prefix: &'static str,
+    buffer: Vec<u8>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(checkpoint: &'a Checkpoint, device: Device, kind: Kind) -> Self {
+        Self { checkpoint, device, kind, used: Vec::new(), prefix: "model.", buffer: Vec::new() }
+    }
+
+    /// All layers, on libtorch's threads: to make room for a weight takes as long as to copy it.
+    fn layers(&mut self, config: &ModelConfig) -> Result<Vec<Layer>> {
+        let count = config.num_hidden_layers;
+        let layers: Mutex<Vec<Option<Result<Layer>>>> = Mutex::new((0..count).map(|_| None).collect());
+        let used = Mutex::new(Vec::new());
+        let (checkpoint, device, kind, prefix) = (self.checkpoint, self.device, self.kind, self.prefix);
+        parallel_for(count, 1, |indices| {
+            let mut read = Self { prefix, ..Self::new(checkpoint, device, kind) };
+            for index in indices {
+                let layer = Layer::load(&mut read, config, index);
+                if let Some(place) = lock(&layers).get_mut(index) {
+                    *place = Some(layer);
+                }
+            }
+            lock(&used).append(&mut read.used);
+        });
+        self.used.append(&mut lock(&used));
+        layers.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
+    }
+
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         self.tensor_at(&format!("{}{name}", self.prefix), shape)
     }
 
     fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.checkpoint.tensor(name, shape, self.kind)?.f_to_device(self.device)?;
+        let tensor = self.checkpoint.tensor_through(&mut self.buffer, name, shape, self.kind)?;
+        let tensor = tensor.f_to_device(self.device)?;
         self.used.push(name.to_owned());
         Ok(tensor)
     }

@@ -40,11 +40,13 @@ impl ModelSize {
         self.parameters.saturating_mul(kind.elt_size_in_bytes() as u64)
     }
 
-    /// Bytes that loading takes for a while besides the weights: a tensor as it is read and converted, and the parts of a stacked layer
-    /// beside their stack.
+    /// Bytes that loading takes for a while besides the weights: the largest tensor as it is read and, on each thread, a tensor of a
+    /// layer and the parts of a stack beside it.
     pub fn loading_bytes(&self, kind: Kind) -> u64 {
-        let parts = 2 * self.config.hidden_size as u64 * self.config.intermediate_size as u64;
-        (parts + self.largest).saturating_mul(kind.elt_size_in_bytes() as u64)
+        let matrix = self.config.hidden_size as u64 * self.config.intermediate_size as u64;
+        let threads = u64::try_from(tch::get_num_threads()).unwrap_or(1);
+        let beside = matrix.saturating_mul(3).saturating_mul(threads).saturating_add(self.largest);
+        beside.saturating_mul(kind.elt_size_in_bytes() as u64)
     }
 }
 

@@ -22,7 +22,7 @@ fn generating_takes_what_is_predicted() {
 
     // They share nothing, and more of them are computed together than a pass takes.
     let prompts: Vec<Vec<i64>> = (0..20).map(|first| vec![first; 500]).collect();
-    let need = MemoryNeed::of_generation(model.config(), &prompts, 4, 20);
+    let need = MemoryNeed::of_generation(&model, &prompts, 4, 20);
     let config =
         GenerationConfig { max_new_tokens: 4, batch_size: 20, eos_token_ids: Vec::new(), adapter: None };
     let (_, measured) = growth(|| generate(&model, &prompts, &config, &mut |_, _| true).unwrap());

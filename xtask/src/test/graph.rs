@@ -14,7 +14,10 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("ferrotune-kernels", &["ferrotune-autograd"]),
     ("ferrotune-precision", &["ferrotune-kernels"]),
     ("ferrotune-lora", &["ferrotune-kernels", "ferrotune-precision"]),
-    ("ferrotune-models", &["ferrotune-kernels", "ferrotune-lora", "ferrotune-precision"]),
+    (
+        "ferrotune-models",
+        &["ferrotune-autograd", "ferrotune-kernels", "ferrotune-lora", "ferrotune-precision"],
+    ),
     ("ferrotune-trainer", &["ferrotune-kernels", "ferrotune-precision"]),
     ("ferrotune", LIBRARIES),
     ("ferrotune-benches", EVERYTHING),

@@ -94,7 +94,13 @@ impl Assistant {
             let what = format!("loading {}", directory.display());
             warn(need.check(&what, "choose a smaller model, or free memory")?);
         }
-        let tokenizer = TextTokenizer::from_dir(&directory)?;
+        // A large vocabulary takes as long to read as small weights, and needs one thread.
+        let (tokenizer, model) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| TextTokenizer::from_dir(&directory));
+            let model = CausalLm::load(&directory, device, kind);
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
+        });
+        let tokenizer = tokenizer?;
         let config = size.config;
         let embeddings = config.vocab_size as usize;
         if tokenizer.id_limit() > embeddings {
@@ -105,7 +111,7 @@ impl Assistant {
                 new_tokens: tokenizer.new_tokens().to_vec(),
             });
         }
-        let model = CausalLm::load(&directory, device, kind)?;
+        let model = model?;
         let mut stop_token_ids = config.eos_token_ids;
         if stop_token_ids.is_empty() {
             stop_token_ids.extend(tokenizer.eos_token_id().map(i64::from));
@@ -227,7 +233,7 @@ impl Assistant {
         on_token: &mut dyn FnMut(usize, i64) -> bool,
     ) -> Result<Vec<Answer>> {
         if self.model.device() == Device::Cpu {
-            let need = MemoryNeed::of_generation(self.model.config(), prompts, max_new_tokens, batch_size);
+            let need = MemoryNeed::of_generation(&self.model, prompts, max_new_tokens, batch_size);
             warn(need.check(
                 "answering the prompts",
                 "lower the batch size or the most new tokens, or free memory",

@@ -3,7 +3,7 @@
 use super::PackedDataset;
 use crate::{Error, Result};
 use ferrotune_data::Tokenized;
-use ferrotune_models::ModelConfig;
+use ferrotune_models::{CausalLm, ModelConfig};
 use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes_beside};
 use ferrotune_trainer::Dataset;
 use std::fmt;
@@ -59,8 +59,19 @@ impl MemoryNeed {
         Self { parts: vec![("activations and logits", shape.layer(tokens).max(shape.logits(targets, 2)))] }
     }
 
-    /// Answering prompts: the cache of keys and values, and a layer over the longest prompts. What prompts share is counted for each.
+    /// Answering prompts: the cache of keys and values, a layer over the longest prompts, and the weights in fewer bits. What prompts share
+    /// is counted for each.
     pub fn of_generation(
+        model: &CausalLm,
+        prompts: &[Vec<i64>],
+        max_new_tokens: usize,
+        batch_size: usize,
+    ) -> Self {
+        Self::of_answers(model.config(), prompts, max_new_tokens, batch_size)
+            .with("weights in fewer bits", model.compact_bytes() as u64)
+    }
+
+    fn of_answers(
         config: &ModelConfig,
         prompts: &[Vec<i64>],
         max_new_tokens: usize,
@@ -80,6 +91,11 @@ impl MemoryNeed {
                 ("holes between them", bytes(pass, shape.holes())),
             ],
         }
+    }
+
+    fn with(mut self, part: &'static str, bytes: u64) -> Self {
+        self.parts.push((part, bytes));
+        self
     }
 
     /// All of it, in bytes.
@@ -267,7 +283,7 @@ mod tests {
     #[test]
     fn the_cache_holds_keys_and_values_of_every_layer_and_sequence() {
         let prompts = vec![vec![1; 10], vec![1; 30], vec![1; 20]];
-        let need = MemoryNeed::of_generation(&config(5), &prompts, 6, 2);
+        let need = MemoryNeed::of_answers(&config(5), &prompts, 6, 2);
         // 2 sequences, 30 + 20 + 2 * 6 tokens, keys and values of 2 heads of 16, 5 layers, f32
         assert_eq!(need.parts[0], ("cache", (30 + 20 + 2 * 6) * 2 * 2 * 16 * 5 * 4));
     }
@@ -308,7 +324,7 @@ mod tests {
         config.num_hidden_layers = usize::MAX;
         config.vocab_size = 1 << 31;
         config.hidden_size = 1 << 31;
-        let need = MemoryNeed::of_generation(&config, &[vec![1; 8]], usize::MAX, usize::MAX);
+        let need = MemoryNeed::of_answers(&config, &[vec![1; 8]], usize::MAX, usize::MAX);
         assert_eq!(need.bytes(), u64::MAX);
     }
 }

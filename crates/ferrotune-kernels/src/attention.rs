@@ -1,6 +1,7 @@
 //! Causal attention over packed sequences.
 
 use crate::{
+    cpu,
     error::{Error, Result, check_shape},
     layout::SequenceLayout,
     rotary::{Sense, rotate_first, rotate_first_in_place},
@@ -271,6 +272,11 @@ struct Segments {
 impl Segments {
     /// The result, and the log-sum-exps that backward needs.
     fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Vec<Tensor>)> {
+        if let Some([output, log_sum_exp]) =
+            cpu::attention::forward([q, k, v], self.layout.segments(), self.options)?
+        {
+            return Ok((output, vec![log_sum_exp]));
+        }
         let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
         for segment in self.layout.segments() {
             let of = |x: &Tensor| rows_of(x, &segment.rows);
@@ -291,8 +297,22 @@ impl Segments {
         [q, k, v]: [&Tensor; 3],
         output: &Tensor,
         log_sum_exps: &[Tensor],
-        [grad_q, grad_k, grad_v]: &[Tensor; 3],
+        results: &[Tensor; 3],
     ) -> Result<()> {
+        // One of all heads and tokens.
+        if let [log_sum_exp] = log_sum_exps
+            && log_sum_exp.dim() == 2
+            && cpu::attention::backward(
+                [q, k, v],
+                [grad, output, log_sum_exp],
+                results,
+                self.layout.segments(),
+                self.options,
+            )?
+        {
+            return Ok(());
+        }
+        let [grad_q, grad_k, grad_v] = results;
         let mut mask = LastMask::default();
         let mut log_sum_exps = log_sum_exps.iter();
         for segment in self.layout.segments() {

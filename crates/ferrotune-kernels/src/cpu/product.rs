@@ -19,9 +19,9 @@ use tch::{Device, Kind, Tensor};
 
 mod compact;
 mod matrix;
-mod panel;
-mod tile;
-mod vector;
+pub(super) mod panel;
+pub(super) mod tile;
+pub(super) mod vector;
 
 pub(crate) use compact::Compact;
 pub(crate) use matrix::Matrix;
@@ -102,19 +102,22 @@ struct Target {
 // SAFETY: tasks write disjoint parts of it, see `Level::fill`.
 unsafe impl Sync for Target {}
 
-/// A block of rows of the result, as wide as a panel or less.
-struct Rows {
-    rows: usize,
-    columns: usize,
-    depth: usize,
-    left: *const f32,
-    left_row_stride: usize,
-    left_depth_stride: usize,
-    panel: *const f32,
-    target: *mut f32,
-    target_row_stride: usize,
+/// A block of rows of a result, `left panel` or added to it.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) depth: usize,
+    pub(super) left: *const f32,
+    pub(super) left_row_stride: usize,
+    pub(super) left_depth_stride: usize,
+    /// Dense rows; registers are read whole, beyond `columns` if these fill none.
+    pub(super) panel: *const f32,
+    pub(super) panel_stride: usize,
+    pub(super) target: *mut f32,
+    pub(super) target_row_stride: usize,
     /// Whether to add to what the target holds, rather than to overwrite it.
-    add: bool,
+    pub(super) add: bool,
 }
 
 /// Some columns of a result with few rows.
@@ -130,20 +133,20 @@ struct Few {
     add: bool,
 }
 
-fn level() -> Option<Level> {
+pub(super) fn level() -> Option<Level> {
     Level::available().next()
 }
 
 /// The instructions that the loops are compiled for.
 #[derive(Clone, Copy, Debug)]
-enum Level {
+pub(super) enum Level {
     Avx512,
     Avx2,
 }
 
 impl Level {
     /// All that this machine has, best first.
-    fn available() -> impl Iterator<Item = Self> {
+    pub(super) fn available() -> impl Iterator<Item = Self> {
         super::simd::Level::available().filter_map(|level| match level {
             super::simd::Level::Avx512 => Some(Self::Avx512),
             super::simd::Level::Avx2 => Some(Self::Avx2),
@@ -255,7 +258,7 @@ fn rows_of<B>(blocks: &[B], first: usize, depth: usize) -> CompactRows<B> {
 }
 
 /// Runs `body` once for each of `tasks`; threads take the next one as they finish.
-fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
+pub(super) fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let threads = threads.min(tasks).min(work / WORK_PER_THREAD + 1);
@@ -353,6 +356,7 @@ unsafe fn fill_panel(
                     left_row_stride: term.left.row_stride,
                     left_depth_stride: term.left.column_stride,
                     panel: panel.as_ptr(),
+                    panel_stride: panel::WIDTH,
                     target: target.start.as_ptr().add(rows.start * target.columns + first),
                     target_row_stride: target.columns,
                     add: index > 0 || depth.start > 0,

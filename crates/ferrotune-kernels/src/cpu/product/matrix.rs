@@ -39,6 +39,18 @@ impl<'a> Matrix<'a> {
         })
     }
 
+    /// A matrix at an address.
+    ///
+    /// # Safety
+    /// Rows and columns, at their strides, are numbers of one tensor, which nobody writes for as long as `'a`.
+    pub(in crate::cpu) unsafe fn at(
+        start: NonNull<f32>,
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Self {
+        Self { start, rows, columns, row_stride, column_stride, tensor: PhantomData }
+    }
+
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows

@@ -4,9 +4,9 @@ use super::{Matrix, Term};
 use std::cell::RefCell;
 
 /// Columns that a panel holds side by side.
-pub(super) const WIDTH: usize = 48;
+pub(in crate::cpu) const WIDTH: usize = 48;
 /// Rows of a panel at the most: with its columns they fill a fifth of a megabyte, which stays in a core's second cache.
-pub(super) const DEPTH: usize = 1024;
+pub(in crate::cpu) const DEPTH: usize = 1024;
 
 /// 64 bytes that begin at a multiple of 64: no load of a register crosses a cache line.
 #[derive(Clone, Copy)]
@@ -19,13 +19,21 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `body` with this thread's own panel, `DEPTH` rows of `WIDTH` numbers, kept from call to call.
+/// Runs `body` with this thread's own panel, `DEPTH` rows of `WIDTH` numbers.
 pub(super) fn with_panel(body: impl FnOnce(&mut [f32])) {
+    with_scratch(DEPTH * WIDTH, body);
+}
+
+/// Runs `body` with `count` numbers of this thread's own, kept from call to call, whatever was left in them.
+pub(in crate::cpu) fn with_scratch(count: usize, body: impl FnOnce(&mut [f32])) {
     SCRATCH.with_borrow_mut(|lines| {
-        lines.resize(DEPTH * WIDTH / 16, Line { _numbers: [0.0; 16] });
-        // SAFETY: a line is 16 f32 without padding, so the vector is this many f32 side by side; the borrow is exclusive.
-        let panel = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), DEPTH * WIDTH) };
-        body(panel);
+        let needed = count.div_ceil(16);
+        if lines.len() < needed {
+            lines.resize(needed, Line { _numbers: [0.0; 16] });
+        }
+        // SAFETY: a line is 16 f32 without padding, so the vector holds at least `count` f32 side by side; the borrow is exclusive.
+        let numbers = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), count) };
+        body(numbers);
     });
 }
 
@@ -41,7 +49,12 @@ pub(super) fn depth_blocks(depth: usize) -> impl Iterator<Item = std::ops::Range
 /// # Safety
 /// `depth` lies within the term's right factor.
 #[inline(always)]
-pub(super) unsafe fn pack(term: &Term, depth: std::ops::Range<usize>, first: usize, panel: &mut [f32]) {
+pub(in crate::cpu) unsafe fn pack(
+    term: &Term,
+    depth: std::ops::Range<usize>,
+    first: usize,
+    panel: &mut [f32],
+) {
     // The part of the panel's columns that the factor has.
     let start = term.first_column.max(first);
     let end = (term.first_column + term.right.columns).min(first + WIDTH);

@@ -15,7 +15,7 @@ const GROUP: usize = 16;
 /// # Safety
 /// The pointers of `block` lead to as many numbers as its counts and strides say; the machine has the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn rows<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows) {
+pub(in crate::cpu) unsafe fn rows<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows) {
     let step = VECTORS * V::LANES;
     let mut column = 0;
     while column < block.columns {
@@ -45,7 +45,7 @@ pub(super) unsafe fn rows<V: Vector, const ROWS: usize, const VECTORS: usize>(bl
 /// `ROWS` rows and `VECTORS` registers of columns of the target.
 ///
 /// # Safety
-/// As [`rows`], for the rows from `row` and the columns from `column` on. The panel is `WIDTH` columns wide, whatever the target is.
+/// As [`rows`], for the rows from `row` and the columns from `column` on, of which the panel has enough for whole registers.
 #[inline(always)]
 unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows, row: usize, column: usize) {
     // SAFETY: each address is that of a number of left, panel or target that the caller vouches for; a target narrower than the
@@ -63,7 +63,7 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows,
                     *sum = factor.mul_add(right, *sum);
                 }
             }
-            panel = panel.add(WIDTH);
+            panel = panel.add(block.panel_stride);
         }
         let width = block.columns - column;
         for (index, sums) in sums.iter().enumerate() {

@@ -14,7 +14,7 @@ pub(super) fn prefetch(of: *const f32) {
 /// # Safety
 /// Every method demands a machine that has the register's instructions, and code that is compiled with them: the callers are inlined
 /// into functions that enable them. Pointers must lead to `LANES` numbers, at any alignment.
-pub(super) trait Vector: Copy {
+pub(in crate::cpu) trait Vector: Copy {
     /// Numbers in the register.
     const LANES: usize;
 

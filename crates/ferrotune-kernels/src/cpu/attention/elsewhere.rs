@@ -1,0 +1,18 @@
+//! On processors that no loops are written for, libtorch attends.
+
+use crate::{attention::AttentionOptions, error::Result, layout::Segment};
+use tch::Tensor;
+
+pub(crate) fn forward(_: [&Tensor; 3], _: &[Segment], _: AttentionOptions) -> Result<Option<[Tensor; 2]>> {
+    Ok(None)
+}
+
+pub(crate) fn backward(
+    _: [&Tensor; 3],
+    _: [&Tensor; 3],
+    _: &[Tensor; 3],
+    _: &[Segment],
+    _: AttentionOptions,
+) -> Result<bool> {
+    Ok(false)
+}

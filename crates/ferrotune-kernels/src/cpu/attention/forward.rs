@@ -1,0 +1,152 @@
+//! Forward, with a running maximum.
+
+use super::{
+    Heads, Inputs, Task,
+    block::{Block, KEYS, QUERIES, STEP, copy, multiply},
+};
+use crate::cpu::{LANES, exp, largest, product::Rows, product::vector::Vector};
+use std::ops::Range;
+
+pub(super) struct Forward {
+    pub(super) inputs: Inputs,
+    pub(super) output: Heads,
+    /// `[heads, tokens, 1]`
+    pub(super) lse: Heads,
+}
+
+/// Of each query of a block: the largest of its scores so far, and the sum of the others' exponentials relative to it.
+struct State {
+    largest: [f32; QUERIES],
+    sum: [f32; QUERIES],
+}
+
+impl Forward {
+    /// # Safety
+    /// The task's tokens and heads exist, and no other task writes them; the machine has the instructions of `V`; scratch has room for
+    /// the copy of a head and a block of scores.
+    #[inline(always)]
+    pub(super) unsafe fn run<V: Vector>(&self, task: &Task, scratch: &mut [f32]) {
+        let (keys, scores) = scratch.split_at_mut(self.inputs.copy_size(task.tokens.len()));
+        // SAFETY: as the caller says.
+        unsafe {
+            copy(&self.inputs.k, task, task.kv_head, self.inputs.scale, keys);
+            for head in task.heads.clone() {
+                for queries in Inputs::queries(task) {
+                    self.queries::<V>(task, head, queries, keys, &mut scores[..QUERIES * KEYS]);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Forward::run`].
+    #[inline(always)]
+    unsafe fn queries<V: Vector>(
+        &self,
+        task: &Task,
+        head: usize,
+        queries: Range<usize>,
+        keys: &[f32],
+        scores: &mut [f32],
+    ) {
+        let Inputs { q, window, .. } = self.inputs;
+        let token = task.tokens.start + queries.start;
+        let mut state = State { largest: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES] };
+        for (index, block) in Block::all(queries.clone(), window).enumerate() {
+            // SAFETY: the block's queries and keys are tokens of the task.
+            unsafe {
+                let left = q.at(token, head);
+                block.products::<V>(left, q.token_stride, keys.as_ptr(), q.head_dim, scores.as_mut_ptr());
+                for (row, scores) in scores.chunks_exact_mut(KEYS).take(queries.len()).enumerate() {
+                    let correction =
+                        state.weigh(row, block.seen(row, window), block.depth(row / STEP * STEP), scores);
+                    if index > 0 && correction != 1.0 {
+                        scale(self.row(token + row, head), correction);
+                    }
+                }
+                self.add::<V>(task, head, &block, scores, index > 0);
+            }
+        }
+        for row in 0..queries.len() {
+            // SAFETY: a query of the task.
+            unsafe {
+                scale(self.row(token + row, head), 1.0 / state.sum[row]);
+                *self.lse.at(head, token + row) = state.largest[row] + state.sum[row].ln();
+            }
+        }
+    }
+
+    /// The weighted sum of the block's values into the rows of its queries, or added to them.
+    ///
+    /// # Safety
+    /// As [`Forward::run`], for queries and keys of the block.
+    #[inline(always)]
+    unsafe fn add<V: Vector>(&self, task: &Task, head: usize, block: &Block, weights: &[f32], add: bool) {
+        let v = &self.inputs.v;
+        let token = task.tokens.start + block.queries.start;
+        for row in (0..block.queries.len()).step_by(STEP) {
+            // SAFETY: as the caller says; a head of values is a whole number of registers.
+            unsafe {
+                multiply::<V>(&Rows {
+                    rows: (block.queries.len() - row).min(STEP),
+                    columns: v.head_dim,
+                    depth: block.depth(row),
+                    left: weights.as_ptr().add(row * KEYS),
+                    left_row_stride: KEYS,
+                    left_depth_stride: 1,
+                    panel: v.at(task.tokens.start + block.keys.start, task.kv_head),
+                    panel_stride: v.token_stride,
+                    target: self.output.at(token + row, head),
+                    target_row_stride: self.output.token_stride,
+                    add,
+                });
+            }
+        }
+    }
+
+    /// # Safety
+    /// Token and head exist, and are this task's; the slice is the only one of them.
+    #[inline(always)]
+    unsafe fn row<'a>(&self, token: usize, head: usize) -> &'a mut [f32] {
+        // SAFETY: as the caller says.
+        unsafe { std::slice::from_raw_parts_mut(self.output.at(token, head), self.output.head_dim) }
+    }
+}
+
+impl State {
+    /// Turns the scores of a query into weights, zero for the `depth` keys that it does not see, and returns by what the sums of the
+    /// blocks before are to be multiplied.
+    #[inline(always)]
+    fn weigh(&mut self, row: usize, seen: Range<usize>, depth: usize, scores: &mut [f32]) -> f32 {
+        if seen.is_empty() {
+            scores[..depth].fill(0.0);
+            return 1.0;
+        }
+        let whole = seen.end.next_multiple_of(LANES);
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..whole].fill(f32::NEG_INFINITY);
+        let new = largest(&scores[..whole]).max(self.largest[row]);
+        let correction = exp::<true>(self.largest[row] - new);
+        let mut sums = [0.0; LANES];
+        for scores in scores[..whole].as_chunks_mut::<LANES>().0 {
+            for lane in 0..LANES {
+                scores[lane] = exp::<true>(scores[lane] - new);
+                sums[lane] += scores[lane];
+            }
+        }
+        if depth > whole {
+            scores[whole..depth].fill(0.0);
+        }
+        let sum: f32 = sums.iter().sum();
+        self.sum[row] = self.sum[row] * correction + sum;
+        self.largest[row] = new;
+        correction
+    }
+}
+
+#[inline(always)]
+fn scale(row: &mut [f32], factor: f32) {
+    for number in row {
+        *number *= factor;
+    }
+}

@@ -5,6 +5,9 @@
 //! one the thread copies 48 columns at a time into its second cache, where all rows of the left one meet them. Where the left factor
 //! has few rows, as in decoding, even that copy would cost more than the product, and sums run along the depth instead.
 //!
+//! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it; on others MKL does
+//! without AVX-512.
+//!
 //! Every element is summed in one order, whatever the number of threads or of rows beside it in the panel.
 //!
 //! # References
@@ -13,7 +16,10 @@
 use crate::error::Result;
 use std::{
     ptr::NonNull,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use tch::{Device, Kind, Tensor};
 
@@ -67,13 +73,27 @@ pub(crate) fn product(left: &Tensor, right: &Tensor) -> Result<Option<Tensor>> {
     sum_of_products(&[Term::new(left, right)])
 }
 
+/// Whether libtorch multiplies with MKL, on a processor of MKL's maker.
+fn mkl_is_at_home() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        let maker = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+        maker.as_flattened() == b"GenuineIntel" && tch::utils::has_mkl()
+    })
+}
+
 /// The sum of the terms, a new tensor; the first term covers all of its columns.
 ///
-/// `None` where the machine has no instructions that these loops are written for, or the shapes do not fit each other.
+/// `None` where the machine has no instructions that these loops are written for or libtorch is faster, or where the shapes do not fit
+/// each other.
 pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     let Some(level) = level() else { return Ok(None) };
     let Some(first) = terms.first() else { return Ok(None) };
     let (rows, columns) = (first.left.rows, first.right.columns);
+    if rows > FEW_ROWS && mkl_is_at_home() {
+        return Ok(None);
+    }
     let fits = |term: &Term| {
         term.left.rows == rows
             && term.left.columns == term.right.rows
@@ -496,7 +516,8 @@ mod tests {
         let (x, w) = (noise(1, &[500, 300]), noise(2, &[200, 300]).tr());
         let of = |threads, x: &Tensor| {
             tch::set_num_threads(threads);
-            product(x, &w).unwrap().unwrap()
+            let term = Term::new(Matrix::of(x).unwrap(), Matrix::of(&w).unwrap());
+            Tensor::stack(&at_all_levels(&[term]), 1)
         };
         let whole = of(1, &x);
         assert_eq!(of(3, &x), whole);

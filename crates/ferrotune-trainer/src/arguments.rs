@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, EvalStrategy, Result, Schedule, SchedulerType};
+use crate::{Error, EvalStrategy, Evaluation, Result, SaveStrategy, Schedule, SchedulerType};
 
 /// How to train.
 ///
@@ -52,6 +52,21 @@ pub struct TrainingArguments {
     pub eval_steps: Option<f64>,
     /// Whether the validation set is evaluated before the first step, too.
     pub eval_on_start: bool,
+    /// When a checkpoint is written.
+    pub save_strategy: SaveStrategy,
+    /// Steps between two checkpoints of [`SaveStrategy::Steps`]; below 1, a share of all steps.
+    pub save_steps: f64,
+    /// Whether the run ends with the parameters of the best checkpoint.
+    pub load_best_model_at_end: bool,
+    /// What an evaluation is judged by: `loss` or `perplexity`, with `eval_` before it or without. `None`: `loss`.
+    pub metric_for_best_model: Option<String>,
+    /// Whether a greater metric is a better one. `None`: not for `loss` and `perplexity`.
+    pub greater_is_better: Option<bool>,
+    /// The run ends after so many evaluations in a row that are not better than the best, as with transformers'
+    /// `EarlyStoppingCallback`. `None`: never.
+    pub early_stopping_patience: Option<usize>,
+    /// By how much an evaluation must be better than the best to count as better there.
+    pub early_stopping_threshold: f64,
     /// The root of all randomness of the run.
     pub seed: u64,
 }
@@ -76,6 +91,13 @@ impl Default for TrainingArguments {
             eval_strategy: EvalStrategy::No,
             eval_steps: None,
             eval_on_start: false,
+            save_strategy: SaveStrategy::Steps,
+            save_steps: 500.0,
+            load_best_model_at_end: false,
+            metric_for_best_model: None,
+            greater_is_better: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
             seed: 42,
         }
     }
@@ -103,6 +125,10 @@ pub struct TrainPlan {
     pub eval_steps: usize,
     /// Whether there is an evaluation before the first step.
     pub eval_on_start: bool,
+    /// When a checkpoint is written, if there is a folder for it.
+    pub save_strategy: SaveStrategy,
+    /// Steps between two checkpoints; those of the whole run where the number of steps does not say when.
+    pub save_steps: usize,
     /// Examples of a micro-batch.
     pub per_device_train_batch_size: usize,
     /// Micro-batches of an optimizer step.
@@ -120,6 +146,13 @@ impl TrainPlan {
         } else {
             step == self.max_steps || step.is_multiple_of(self.eval_steps)
         }
+    }
+
+    /// Whether a checkpoint is written after `step` steps: every `save_steps`, and after the last one. That of
+    /// [`SaveStrategy::Best`] comes after an evaluation that is the best so far, which no plan knows.
+    pub fn saves_after(&self, step: usize) -> bool {
+        let strategy = matches!(self.save_strategy, SaveStrategy::Steps | SaveStrategy::Epoch);
+        strategy && step > 0 && (step == self.max_steps || step.is_multiple_of(self.save_steps))
     }
 
     /// How many evaluations of a validation set are still to come after `step` steps and the evaluation that follows them.
@@ -190,7 +223,46 @@ impl TrainingArguments {
         non_negative("max_grad_norm", self.max_grad_norm)?;
         steps_or_share("warmup_steps", self.warmup_steps, false)?;
         steps_or_share("logging_steps", self.logging_steps, true)?;
-        self.eval_steps.map_or(Ok(()), |steps| steps_or_share("eval_steps", steps, true))
+        steps_or_share("save_steps", self.save_steps, true)?;
+        self.eval_steps.map_or(Ok(()), |steps| steps_or_share("eval_steps", steps, true))?;
+        check(
+            Evaluation::METRICS.contains(&self.metric_name()),
+            "metric_for_best_model",
+            self.metric_name().to_owned(),
+            "eval_loss or eval_perplexity",
+        )?;
+        check(
+            !self.load_best_model_at_end
+                || self.save_strategy == SaveStrategy::Best
+                || self.eval_strategy.name() == self.save_strategy.name(),
+            "load_best_model_at_end",
+            format!(
+                "true, with eval_strategy {} and save_strategy {}",
+                self.eval_strategy, self.save_strategy
+            ),
+            "the two strategies to be the same, or save_strategy best: what is not saved cannot be loaded",
+        )?;
+        check(
+            self.early_stopping_patience.is_none() || self.eval_strategy != EvalStrategy::No,
+            "early_stopping_patience",
+            format!("{:?}, with eval_strategy no", self.early_stopping_patience.unwrap_or_default()),
+            "an eval_strategy of steps or epoch",
+        )?;
+        non_negative("early_stopping_threshold", self.early_stopping_threshold)
+    }
+
+    /// What an evaluation is judged by, without `eval_`.
+    pub fn metric_name(&self) -> &str {
+        let name = self.metric_for_best_model.as_deref().unwrap_or("loss");
+        name.strip_prefix("eval_").unwrap_or(name)
+    }
+
+    /// Whether a greater metric is a better one.
+    pub fn greater_is_better(&self) -> bool {
+        self.greater_is_better.unwrap_or_else(|| {
+            let name = self.metric_name();
+            !name.ends_with("loss") && !name.ends_with("perplexity")
+        })
     }
 
     /// What a run over `examples` examples will do.
@@ -224,6 +296,11 @@ impl TrainingArguments {
             EvalStrategy::Steps => steps(self.eval_steps.unwrap_or(self.logging_steps)),
             EvalStrategy::Epoch => steps_per_epoch,
         };
+        let save_steps = match self.save_strategy {
+            SaveStrategy::No | SaveStrategy::Best => max_steps,
+            SaveStrategy::Steps => steps(self.save_steps),
+            SaveStrategy::Epoch => steps_per_epoch,
+        };
         Ok(TrainPlan {
             examples,
             batches_per_epoch,
@@ -234,6 +311,8 @@ impl TrainingArguments {
             logging_steps: steps(self.logging_steps).max(1),
             eval_steps: eval_steps.max(1),
             eval_on_start: self.eval_on_start,
+            save_strategy: self.save_strategy,
+            save_steps: save_steps.max(1),
             per_device_train_batch_size: self.per_device_train_batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
             trainable_parameters: 0,

@@ -1,6 +1,6 @@
 //! What a run reports while it goes on.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::BoxError;
 use crate::{Evaluation, TrainOutcome, TrainPlan};
@@ -30,7 +30,7 @@ pub struct StepRecord {
 }
 
 /// One line of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LogRecord {
     /// Steps done.

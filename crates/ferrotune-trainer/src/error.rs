@@ -200,6 +200,15 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
+    /// A checkpoint could not be kept, or not be read again.
+    #[error("the checkpointer failed in {event}: {source}")]
+    Checkpointer {
+        /// What it was asked for: `save` or `load_best`.
+        event: &'static str,
+        /// Its own error.
+        #[source]
+        source: BoxError,
+    },
     /// The gradient reducer failed.
     #[error("the gradient reducer failed {place}: {source}")]
     Reducer {

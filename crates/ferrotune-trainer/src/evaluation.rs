@@ -25,6 +25,18 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// The metrics that a run can be judged by.
+    pub const METRICS: [&str; 2] = ["loss", "perplexity"];
+
+    /// The value of one of [`Evaluation::METRICS`].
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        match name {
+            "loss" => Some(self.loss),
+            "perplexity" => Some(self.perplexity()),
+            _ => None,
+        }
+    }
+
     /// `exp(loss)`.
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Evaluation, EvaluationRecord, LogRecord};
+use crate::{Evaluation, EvaluationRecord, LogRecord, TrainerState};
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,11 +24,32 @@ pub struct TrainOutcome {
     pub evaluations: Vec<EvaluationRecord>,
     /// The evaluation after the last step, if there is a validation set and the run was not cancelled.
     pub validation: Option<Evaluation>,
+    /// The best value of `metric_for_best_model`, if evaluations are judged.
+    pub best_metric: Option<f64>,
+    /// The step after which it was measured.
+    pub best_global_step: Option<usize>,
     /// Whether the cancellation flag ended the run before its last step. The parameters are those after the last whole step.
     pub cancelled: bool,
 }
 
 impl TrainOutcome {
+    pub(crate) fn new(state: &TrainerState, cancelled: bool) -> Self {
+        let last = state.evaluations().next_back().filter(|record| record.step == state.global_step);
+        Self {
+            history: state.history().copied().collect(),
+            global_step: state.global_step,
+            seconds: state.train_seconds,
+            time_to_first_step: state.time_to_first_step,
+            real_tokens: state.num_input_tokens_seen,
+            train_loss: state.total_loss / state.global_step.max(1) as f64,
+            evaluations: state.evaluations().copied().collect(),
+            validation: last.filter(|_| !cancelled).map(|record| record.evaluation),
+            best_metric: state.best_metric,
+            best_global_step: state.best_global_step,
+            cancelled,
+        }
+    }
+
     /// Real tokens by the seconds of the loop.
     pub fn tokens_per_s(&self) -> f64 {
         self.real_tokens as f64 / self.seconds.max(f64::MIN_POSITIVE)

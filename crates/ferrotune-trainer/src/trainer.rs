@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferrotune_kernels::{Mode, RandomKey};
 use ferrotune_precision::DtypePolicy;
 use tch::Tensor;
 
-use crate::error::{BoxError, Context, Place};
-use crate::gradient::{check_parameters, non_finite};
+use crate::error::BoxError;
+use crate::gradient::check_parameters;
 use crate::{
-    AdamW, AdamWOptions, Callback, Dataset, Error, EvalStrategy, EvaluationRecord, GradientReducer,
-    Gradients, LogRecord, NoReduction, Result, Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel,
-    TrainingArguments, evaluation,
+    AdamW, AdamWOptions, Callback, Checkpoint, Checkpointer, Dataset, Error, EvalStrategy, EvaluationRecord,
+    GradientReducer, LogEntry, LogRecord, NoReduction, Result, SaveStrategy, Schedule, StepRecord,
+    TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, best, evaluation,
 };
 
 /// Trains a model.
@@ -25,47 +24,24 @@ use crate::{
 ///
 /// The randomness of a micro-batch is `RandomKey::from_seed(seed).fold(epoch).fold(step).fold(micro_batch)`, with everything counted
 /// from 0 and `step` over the whole run.
+///
+/// [`Trainer::resume`] goes on from a [`Checkpoint`] as if the run had never ended: on the same kind of CPU, with the same number of threads
+/// and the same libtorch, every bit is that of the unbroken run.
 pub struct Trainer<'a, M: TrainableModel> {
-    model: &'a M,
-    arguments: TrainingArguments,
-    plan: TrainPlan,
-    schedule: Schedule,
-    train: &'a dyn Dataset<Batch = M::Batch>,
+    pub(crate) model: &'a M,
+    pub(crate) arguments: TrainingArguments,
+    pub(crate) plan: TrainPlan,
+    pub(crate) schedule: Schedule,
+    pub(crate) train: &'a dyn Dataset<Batch = M::Batch>,
     validation: Option<&'a dyn Dataset<Batch = M::Batch>>,
     callbacks: Vec<Box<dyn Callback + 'a>>,
-    reducer: Box<dyn GradientReducer + 'a>,
+    pub(crate) reducer: Box<dyn GradientReducer + 'a>,
     cancellation: Option<Arc<AtomicBool>>,
-    optimizer: AdamW,
-}
-
-/// The progress of a run; one is made per call of [`Trainer::train`].
-struct Progress {
-    start: Instant,
-    history: Vec<LogRecord>,
-    evaluations: Vec<EvaluationRecord>,
-    /// Seconds of the evaluations.
-    evaluation_seconds: f64,
-    global_step: usize,
-    time_to_first_step: Option<f64>,
-    real_tokens: usize,
-    total_loss: f64,
-    unlogged: Vec<f64>,
-}
-
-impl Progress {
-    /// Seconds since the start, without the evaluations.
-    fn seconds(&self) -> f64 {
-        self.start.elapsed().as_secs_f64() - self.evaluation_seconds
-    }
-}
-
-/// What the micro-batches of a step gave.
-struct Accumulated {
-    gradients: Gradients,
-    loss: f64,
-    target_tokens: usize,
-    real_tokens: usize,
-    examples: Vec<String>,
+    checkpointer: Option<Box<dyn Checkpointer + 'a>>,
+    pub(crate) optimizer: AdamW,
+    pub(crate) state: TrainerState,
+    /// The step of the last checkpoint.
+    saved_step: Option<usize>,
 }
 
 impl<'a, M: TrainableModel> Trainer<'a, M> {
@@ -95,7 +71,10 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             callbacks: Vec::new(),
             reducer: Box::new(NoReduction),
             cancellation: None,
+            checkpointer: None,
             optimizer,
+            state: TrainerState::of(&plan),
+            saved_step: None,
         })
     }
 
@@ -120,11 +99,46 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         self
     }
 
-    /// Ends the run before the next micro-batch once the flag is set; a step that is not whole is dropped.
+    /// Ends the run before the next step once the flag is set, with a checkpoint if there is a [`Checkpointer`].
     #[must_use]
     pub fn with_cancellation(mut self, flag: Arc<AtomicBool>) -> Self {
         self.cancellation = Some(flag);
         self
+    }
+
+    /// Hands a checkpoint to `checkpointer` as `save_strategy` says, and when the run is cancelled.
+    #[must_use]
+    pub fn with_checkpointer(mut self, checkpointer: impl Checkpointer + 'a) -> Self {
+        self.checkpointer = Some(Box::new(checkpointer));
+        self
+    }
+
+    /// Goes on where a checkpoint was taken. The parameters are the caller's to put back into the model.
+    ///
+    /// More epochs or steps than the run had extend it; the schedule is then that of the longer run. With other batches it goes on with the
+    /// first batch whose examples the epoch has not seen.
+    ///
+    /// # Errors
+    /// [`Error::StateMismatch`] if the optimizer's state is that of other parameters; [`Error::InvalidArgument`] if the run is shorter
+    /// than what was done.
+    pub fn resume(&mut self, state: TrainerState, optimizer: &[(String, Tensor)]) -> Result<()> {
+        if state.global_step > self.plan.max_steps {
+            return Err(Error::InvalidArgument {
+                field: "max_steps",
+                found: format!("{}, and {} steps are done", self.plan.max_steps, state.global_step),
+                expected: "at least the steps that the checkpoint has done",
+            });
+        }
+        self.optimizer.load_state(optimizer)?;
+        self.saved_step = Some(state.global_step);
+        self.state = state;
+        self.state.fit(&self.plan);
+        Ok(())
+    }
+
+    /// Where the run is.
+    pub fn state(&self) -> &TrainerState {
+        &self.state
     }
 
     /// What the run will do.
@@ -137,12 +151,12 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         &self.optimizer
     }
 
-    /// Does the steps of the plan.
+    /// Does the steps of the plan that are still to be done.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if an evaluation is asked for and there is no validation set; [`Error::NonFiniteLoss`], [`Error::MissingGradient`], [`Error::NonFiniteGradient`], [`Error::NoTargets`] and [`Error::Model`]
     /// name the step and its examples, and leave the parameters as the step before left them; [`Error::Dataset`],
-    /// [`Error::OrderLength`], [`Error::Callback`], [`Error::Reducer`], [`Error::Torch`].
+    /// [`Error::OrderLength`], [`Error::Callback`], [`Error::Checkpointer`], [`Error::Reducer`], [`Error::Torch`].
     pub fn train(&mut self) -> Result<TrainOutcome> {
         let plan = self.plan;
         if plan.warmup_steps > plan.max_steps {
@@ -164,231 +178,164 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         }
         tracing::info!(?plan, "training");
         self.notify("on_train_begin", |callback| callback.on_train_begin(&plan))?;
-        let mut progress = Progress {
-            start: Instant::now(),
-            history: Vec::new(),
-            evaluations: Vec::new(),
-            evaluation_seconds: 0.0,
-            global_step: 0,
-            time_to_first_step: None,
-            real_tokens: 0,
-            total_loss: 0.0,
-            unlogged: Vec::new(),
-        };
-        let finished = self.run(&mut progress)?;
-        let validation = progress.evaluations.last().filter(|record| record.step == plan.max_steps);
-        let outcome = TrainOutcome {
-            validation: validation.map(|record| record.evaluation),
-            seconds: progress.seconds(),
-            history: progress.history,
-            evaluations: progress.evaluations,
-            global_step: progress.global_step,
-            time_to_first_step: progress.time_to_first_step,
-            real_tokens: progress.real_tokens,
-            train_loss: progress.total_loss / progress.global_step.max(1) as f64,
-            cancelled: !finished,
-        };
+        let finished = self.run()?;
+        if finished && self.arguments.load_best_model_at_end {
+            self.load_best()?;
+        }
+        let outcome = TrainOutcome::new(&self.state, !finished);
         self.notify("on_train_end", |callback| callback.on_train_end(&outcome))?;
         Ok(outcome)
     }
 
-    /// Whether the run came to its last step.
-    fn run(&mut self, progress: &mut Progress) -> Result<bool> {
+    /// Whether the run came to its last step, or to the one that early stopping makes the last.
+    fn run(&mut self) -> Result<bool> {
         let plan = self.plan;
-        self.evaluate(progress, 0.0)?;
-        for epoch in 0..plan.epochs {
+        // Where the checkpoint was taken because the run was cancelled, the evaluation of its step is still to come.
+        self.conclude()?;
+        while self.state.global_step < plan.max_steps {
+            let epoch = self.state.data_position.epoch;
             let order = self.train.order(epoch);
             if order.len() != plan.examples {
                 return Err(Error::OrderLength { epoch, found: order.len(), expected: plan.examples });
             }
             let micro_batches: Vec<&[usize]> = order.chunks(plan.per_device_train_batch_size).collect();
-            let mut batches_done = 0;
-            for group in micro_batches.chunks(plan.gradient_accumulation_steps) {
-                if progress.global_step == plan.max_steps {
+            let to_come = micro_batches.get(self.state.data_position.batches..).unwrap_or_default();
+            for group in to_come.chunks(plan.gradient_accumulation_steps) {
+                if self.state.global_step == plan.max_steps || self.stops_early() {
                     return Ok(true);
                 }
-                batches_done += group.len();
-                let epochs_done = epoch as f64 + batches_done as f64 / plan.batches_per_epoch as f64;
-                if !self.step(progress, epoch, epochs_done, group)? {
+                if self.is_cancelled() {
+                    tracing::warn!(steps_done = self.state.global_step, "cancelled");
+                    self.save_unsaved()?;
                     return Ok(false);
                 }
-                self.evaluate(progress, epochs_done)?;
+                self.advance(group)?;
+                self.conclude()?;
             }
         }
         Ok(true)
     }
 
-    /// Evaluates the validation set if that is due after the steps done. One that is cancelled leaves no record.
-    fn evaluate(&mut self, progress: &mut Progress, epoch: f64) -> Result<()> {
-        let step = progress.global_step;
-        let Some(validation) = self.validation.filter(|_| self.plan.evaluates_after(step)) else {
-            return Ok(());
-        };
+    /// A step, and its records.
+    fn advance(&mut self, group: &[&[usize]]) -> Result<()> {
         let start = Instant::now();
-        let batch_size = self.arguments.per_device_eval_batch_size;
-        let evaluation =
-            evaluation::evaluate_unless(self.model, validation, batch_size, &|| self.is_cancelled());
-        progress.evaluation_seconds += start.elapsed().as_secs_f64();
-        let Some(evaluation) = evaluation? else {
+        let position = self.state.data_position;
+        let batches_done = position.batches + group.len();
+        let epochs_done = position.epoch as f64 + batches_done as f64 / self.plan.batches_per_epoch as f64;
+        let record = self.step(position.epoch, epochs_done, group)?;
+
+        let state = &mut self.state;
+        state.global_step = record.global_step;
+        state.epoch = epochs_done;
+        state.data_position = position.advanced(group.len(), self.plan.batches_per_epoch);
+        state.num_input_tokens_seen += record.real_tokens;
+        state.total_loss += record.loss;
+        state.unlogged_losses.push(record.loss);
+        tracing::debug!(?record, "step");
+        self.notify("on_step_end", |callback| callback.on_step_end(&record))?;
+        self.state.train_seconds += start.elapsed().as_secs_f64();
+        let seconds = self.state.train_seconds;
+        self.state.time_to_first_step.get_or_insert(seconds);
+        self.log(&record)
+    }
+
+    /// The log record that is due after a step.
+    fn log(&mut self, step: &StepRecord) -> Result<()> {
+        let is_last = step.global_step == self.plan.max_steps;
+        if !is_last && !step.global_step.is_multiple_of(self.plan.logging_steps) {
             return Ok(());
+        }
+        let losses = std::mem::take(&mut self.state.unlogged_losses);
+        let record = LogRecord {
+            step: step.global_step,
+            epoch: step.epoch,
+            loss: losses.iter().sum::<f64>() / losses.len() as f64,
+            learning_rate: step.learning_rate,
+            grad_norm: step.grad_norm,
+        };
+        self.state.log_history.push(LogEntry::Train(record));
+        self.notify("on_log", |callback| callback.on_log(&record))
+    }
+
+    /// What follows a step: the evaluation and the checkpoint that are due, unless the run that was left had them.
+    fn conclude(&mut self) -> Result<()> {
+        let step = self.state.global_step;
+        let evaluation = self.evaluate()?;
+        // As in transformers an evaluation before the first step is not judged: there is no checkpoint of it.
+        let is_best = evaluation
+            .is_some_and(|record| step > 0 && best::track(&self.arguments, &record, &mut self.state));
+        let is_due = match self.arguments.save_strategy {
+            SaveStrategy::Best => is_best,
+            _ => self.plan.saves_after(step) && (evaluation.is_some() || self.saved_step != Some(step)),
+        };
+        if is_due { self.save() } else { Ok(()) }
+    }
+
+    /// Evaluates the validation set if that is due after the steps done. One that is cancelled leaves no record.
+    fn evaluate(&mut self) -> Result<Option<EvaluationRecord>> {
+        let (step, epoch) = (self.state.global_step, self.state.epoch);
+        let is_done = self.state.evaluations().next_back().is_some_and(|record| record.step == step);
+        let is_due = self.plan.evaluates_after(step) && !is_done;
+        let Some(validation) = self.validation.filter(|_| is_due) else {
+            return Ok(None);
+        };
+        let batch_size = self.arguments.per_device_eval_batch_size;
+        let cancelled = || self.is_cancelled();
+        let Some(evaluation) = evaluation::evaluate_unless(self.model, validation, batch_size, &cancelled)?
+        else {
+            return Ok(None);
         };
         tracing::info!(step, loss = evaluation.loss, target_tokens = evaluation.target_tokens, "evaluated");
         let evaluations_left = self.plan.evaluations_left(step);
         let record = EvaluationRecord { step, epoch, evaluation, evaluations_left };
-        progress.evaluations.push(record);
-        self.notify("on_evaluate", |callback| callback.on_evaluate(&record))
+        self.state.log_history.push(LogEntry::Evaluation(record));
+        self.notify("on_evaluate", |callback| callback.on_evaluate(&record))?;
+        Ok(Some(record))
+    }
+
+    fn stops_early(&self) -> bool {
+        best::stops_early(&self.arguments, &self.state)
+    }
+
+    /// A checkpoint of the steps done, if the last one is older.
+    fn save_unsaved(&mut self) -> Result<()> {
+        let step = self.state.global_step;
+        if step == 0 || self.saved_step == Some(step) { Ok(()) } else { self.save() }
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let Some(checkpointer) = &mut self.checkpointer else {
+            return Ok(());
+        };
+        let checkpoint = Checkpoint {
+            state: &self.state,
+            parameters: self.optimizer.parameters(),
+            optimizer: self.optimizer.state()?,
+        };
+        checkpointer.save(checkpoint).map_err(|source| Error::Checkpointer { event: "save", source })?;
+        self.saved_step = Some(self.state.global_step);
+        Ok(())
+    }
+
+    /// Puts the parameters of the best checkpoint into the model.
+    fn load_best(&mut self) -> Result<()> {
+        let (Some(checkpointer), Some(step)) = (&mut self.checkpointer, self.state.best_global_step) else {
+            return Ok(());
+        };
+        let best = checkpointer
+            .load_best(step)
+            .map_err(|source| Error::Checkpointer { event: "load_best", source })?;
+        match best {
+            Some(best) => best::restore(self.optimizer.parameters(), &best),
+            None => {
+                tracing::warn!(step, "no checkpoint of the best step: the parameters are those of the last");
+                Ok(())
+            }
+        }
     }
 
     fn is_cancelled(&self) -> bool {
         self.cancellation.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
-    }
-
-    /// One optimizer step; `false` if it was cancelled.
-    fn step(
-        &mut self,
-        progress: &mut Progress,
-        epoch: usize,
-        epochs_done: f64,
-        group: &[&[usize]],
-    ) -> Result<bool> {
-        let start = Instant::now();
-        let steps_done = progress.global_step;
-        let Some(mut accumulated) = self.accumulate(epoch, steps_done, group)? else {
-            return Ok(false);
-        };
-        let place = || Place { step: Some(steps_done + 1), examples: accumulated.examples.clone() };
-        let reducer_failed = |source| Error::Reducer { place: Box::new(place()), source };
-        self.reducer.sum_gradients(&mut accumulated.gradients).map_err(reducer_failed)?;
-        let loss = self.reducer.sum_loss(accumulated.loss).map_err(reducer_failed)?;
-        let grad_norm = accumulated.gradients.norm().map_err(|error| error.at(place()))?;
-        let gradient_scale = match self.arguments.max_grad_norm {
-            max_norm if max_norm > 0.0 => Gradients::clip_coefficient(max_norm, grad_norm),
-            _ => 1.0,
-        };
-        let learning_rate = self.schedule.learning_rate(steps_done);
-        self.optimizer.step_scaled(&accumulated.gradients, learning_rate, gradient_scale)?;
-        // An update that went wrong shows in the next loss; the last has none.
-        if steps_done + 1 == self.plan.max_steps {
-            let parameters = non_finite(self.optimizer.parameters())?;
-            if !parameters.is_empty() {
-                return Err(Error::NonFiniteParameter { parameters, place: Box::new(place()) });
-            }
-        }
-
-        progress.global_step += 1;
-        progress.real_tokens += accumulated.real_tokens;
-        progress.total_loss += loss;
-        progress.unlogged.push(loss);
-        let seconds = start.elapsed().as_secs_f64();
-        if progress.time_to_first_step.is_none() {
-            progress.time_to_first_step = Some(progress.seconds());
-        }
-        let record = StepRecord {
-            global_step: progress.global_step,
-            epoch: epochs_done,
-            loss,
-            learning_rate,
-            grad_norm,
-            target_tokens: accumulated.target_tokens,
-            real_tokens: accumulated.real_tokens,
-            tokens_per_s: accumulated.real_tokens as f64 / seconds.max(f64::MIN_POSITIVE),
-            seconds,
-        };
-        tracing::debug!(?record, "step");
-        self.notify("on_step_end", |callback| callback.on_step_end(&record))?;
-        if record.global_step.is_multiple_of(self.plan.logging_steps)
-            || record.global_step == self.plan.max_steps
-        {
-            let record = LogRecord {
-                step: record.global_step,
-                epoch: epochs_done,
-                loss: progress.unlogged.iter().sum::<f64>() / progress.unlogged.len() as f64,
-                learning_rate,
-                grad_norm,
-            };
-            progress.unlogged.clear();
-            progress.history.push(record);
-            self.notify("on_log", |callback| callback.on_log(&record))?;
-        }
-        Ok(true)
-    }
-
-    /// The gradients and the loss of all micro-batches of a step; `None` if it was cancelled.
-    fn accumulate(
-        &mut self,
-        epoch: usize,
-        steps_done: usize,
-        group: &[&[usize]],
-    ) -> Result<Option<Accumulated>> {
-        let batches: Vec<M::Batch> = group
-            .iter()
-            .map(|indices| {
-                self.train.batch(indices).map_err(|source| Error::Dataset {
-                    split: "train",
-                    indices: indices.to_vec(),
-                    source,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let examples: Vec<String> = batches.iter().flat_map(|batch| self.model.sources(batch)).collect();
-        let own_targets = batches.iter().map(|batch| self.model.target_tokens(batch)).sum();
-        let target_tokens = self.reducer.sum_targets(own_targets).map_err(|source| Error::Reducer {
-            place: Place::boxed(steps_done + 1, examples.clone()),
-            source,
-        })?;
-        if target_tokens == 0 {
-            return Err(Error::NoTargets { place: Place::boxed(steps_done + 1, examples) });
-        }
-        let step_key = RandomKey::from_seed(self.arguments.seed).fold(epoch as u64).fold(steps_done as u64);
-        let mut gradients = Gradients::new(self.optimizer.parameters());
-        let (mut loss, mut real_tokens) = (0.0, 0);
-        for (micro_batch, batch) in batches.iter().enumerate() {
-            if self.is_cancelled() {
-                tracing::warn!(steps_done, "cancelled");
-                return Ok(None);
-            }
-            real_tokens += self.model.tokens(batch);
-            // A batch without a target adds nothing, and its loss may depend on no parameter.
-            if self.model.target_tokens(batch) == 0 {
-                continue;
-            }
-            let place = || Place::boxed(steps_done + 1, self.model.sources(batch));
-            let mode = Mode::Train(step_key.fold(micro_batch as u64));
-            let nll = tch::with_grad(|| self.model.loss(batch, mode))
-                .map_err(|source| Error::Model { place: place(), source: source.into() })?;
-            loss += self.micro_loss(&nll, target_tokens, &mut gradients, place)?;
-        }
-        Ok(Some(Accumulated { gradients, loss, target_tokens, real_tokens, examples }))
-    }
-
-    /// Adds the gradients of `nll / target_tokens`, and returns its value.
-    fn micro_loss(
-        &self,
-        nll: &Tensor,
-        target_tokens: usize,
-        gradients: &mut Gradients,
-        place: impl Fn() -> Box<Place>,
-    ) -> Result<f64> {
-        let unfit = |expected, found| Error::UnfitLoss { expected, found, place: place() };
-        if nll.numel() != 1 {
-            return Err(unfit("one number", format!("a tensor of shape {:?}", nll.size())));
-        }
-        if !nll.requires_grad() {
-            return Err(unfit(
-                "a loss that depends on a trainable parameter",
-                "one without a gradient function".into(),
-            ));
-        }
-        let loss = tch::with_grad(|| nll.f_div_scalar(target_tokens as f64)).context("the loss")?;
-        let value = loss
-            .f_sum(tch::Kind::Double)
-            .and_then(|sum| sum.f_double_value(&[]))
-            .context("reading the loss")?;
-        if !value.is_finite() {
-            return Err(Error::NonFiniteLoss { loss: value, place: place() });
-        }
-        gradients.backward(&loss, self.optimizer.parameters())?;
-        Ok(value)
     }
 
     fn notify(

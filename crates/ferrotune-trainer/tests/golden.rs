@@ -152,7 +152,10 @@ fn defaults_and_step_counts_equal_transformers() {
     let defaults: TrainingArguments = serde_json::from_value(fixture["defaults"].clone()).unwrap();
     assert_eq!(defaults, TrainingArguments::default());
     let own = serde_json::to_value(TrainingArguments::default()).unwrap();
-    assert_eq!(own.as_object().unwrap().len(), fixture["defaults"].as_object().unwrap().len());
+    // Two are those of `EarlyStoppingCallback`.
+    let callback = ["early_stopping_patience", "early_stopping_threshold"];
+    let own = own.as_object().unwrap().keys().filter(|key| !callback.contains(&key.as_str()));
+    assert_eq!(own.count(), fixture["defaults"].as_object().unwrap().len());
 
     let rows = fixture["rows"].as_array().unwrap();
     assert!(rows.len() > 500);

@@ -69,7 +69,7 @@ pub(crate) fn restore(parameters: &[(String, Tensor)], values: &[(String, Tensor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{EvalStrategy, Evaluation};
+    use crate::{IntervalStrategy, Evaluation};
 
     /// Best step, best metric and the evaluation after which the run stops.
     fn after(arguments: &TrainingArguments, losses: &[f64]) -> (Option<usize>, Option<f64>, Option<usize>) {
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn patience_and_threshold_are_those_of_the_callback() {
         let arguments = |patience, threshold, greater_is_better| TrainingArguments {
-            eval_strategy: EvalStrategy::Epoch,
+            eval_strategy: IntervalStrategy::Epoch,
             early_stopping_patience: Some(patience),
             early_stopping_threshold: threshold,
             greater_is_better,

@@ -57,11 +57,18 @@ pub enum Error {
         /// What would be accepted.
         expected: &'static str,
     },
-    /// The learning-rate schedule has no known name.
-    #[error("lr_scheduler_type {found:?} is not offered: expected one of {known}")]
-    UnknownScheduler {
+    /// An argument takes one of a few names, and this is none of them.
+    #[error(
+        "{argument} {found:?} is not offered: expected one of {known}{}",
+        nearest.as_ref().map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
+    )]
+    UnknownName {
+        /// The argument.
+        argument: &'static str,
         /// What was given.
         found: String,
+        /// The name that was probably meant.
+        nearest: Option<String>,
         /// The names that are understood.
         known: String,
     },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Evaluation, EvaluationRecord, LogRecord, TrainPlan};
+use crate::{Evaluation, EvaluationRecord, LogRecord, PlateauState, TrainPlan};
 
 /// All that a run must know to go on, beside the parameters and the optimizer's state; `trainer_state.json` of a checkpoint.
 ///
@@ -46,6 +46,8 @@ pub struct TrainerState {
     pub best_model_checkpoint: Option<PathBuf>,
     /// Evaluations in a row that were not better than the best, as `EarlyStoppingCallback` counts them.
     pub early_stopping_patience_counter: usize,
+    /// What `reduce_lr_on_plateau` remembers; other schedules need the number of steps alone.
+    pub lr_scheduler: Option<PlateauState>,
     /// Where the next step takes its examples.
     pub data_position: DataPosition,
     /// Sum of the losses of the steps done.

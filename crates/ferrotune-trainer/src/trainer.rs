@@ -10,7 +10,7 @@ use tch::Tensor;
 use crate::error::BoxError;
 use crate::gradient::check_parameters;
 use crate::{
-    AdamW, AdamWOptions, Callback, Checkpoint, Checkpointer, Dataset, Error, EvalStrategy, EvaluationRecord,
+    AdamW, AdamWOptions, Callback, Checkpoint, Checkpointer, Dataset, Error, IntervalStrategy, EvaluationRecord,
     GradientReducer, LogEntry, LogRecord, NoReduction, Result, SaveStrategy, Schedule, StepRecord,
     TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, best, evaluation,
 };
@@ -130,6 +130,9 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             });
         }
         self.optimizer.load_state(optimizer)?;
+        if let Some(scheduler) = state.lr_scheduler {
+            self.schedule.load_state(scheduler)?;
+        }
         self.saved_step = Some(state.global_step);
         self.state = state;
         self.state.fit(&self.plan);
@@ -167,10 +170,10 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             );
         }
         if self.validation.is_none()
-            && (self.arguments.eval_strategy != EvalStrategy::No || self.arguments.eval_on_start)
+            && (self.arguments.eval_strategy != IntervalStrategy::No || self.arguments.eval_on_start)
         {
             let (field, found) = match self.arguments.eval_strategy {
-                EvalStrategy::No => ("eval_on_start", "true".into()),
+                IntervalStrategy::No => ("eval_on_start", "true".into()),
                 strategy => ("eval_strategy", strategy.to_string()),
             };
             let expected = "a validation set (`Trainer::with_validation`) to evaluate";
@@ -198,7 +201,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             if order.len() != plan.examples {
                 return Err(Error::OrderLength { epoch, found: order.len(), expected: plan.examples });
             }
-            let micro_batches: Vec<&[usize]> = order.chunks(plan.per_device_train_batch_size).collect();
+            let micro_batches: Vec<&[usize]> = 
+                order.chunks(plan.per_device_train_batch_size).take(plan.batches_per_epoch).collect();
             let to_come = micro_batches.get(self.state.data_position.batches..).unwrap_or_default();
             for group in to_come.chunks(plan.gradient_accumulation_steps) {
                 if self.state.global_step == plan.max_steps || self.stops_early() {
@@ -241,8 +245,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
 
     /// The log record that is due after a step.
     fn log(&mut self, step: &StepRecord) -> Result<()> {
-        let is_last = step.global_step == self.plan.max_steps;
-        if !is_last && !step.global_step.is_multiple_of(self.plan.logging_steps) {
+        if !self.plan.logs_after(step.global_step) {
             return Ok(());
         }
         let losses = std::mem::take(&mut self.state.unlogged_losses);
@@ -289,6 +292,11 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         let evaluations_left = self.plan.evaluations_left(step);
         let record = EvaluationRecord { step, epoch, evaluation, evaluations_left };
         self.state.log_history.push(LogEntry::Evaluation(record));
+        // As in transformers an evaluation before the first step does not count.
+        if let Some(metric) = evaluation.metric(self.arguments.metric_name()).filter(|_| step > 0) {
+            self.schedule.observe(metric);
+            self.state.lr_scheduler = self.schedule.state();
+        }
         self.notify("on_evaluate", |callback| callback.on_evaluate(&record))?;
         Ok(Some(record))
     }

@@ -21,7 +21,7 @@ fn arguments_that_no_run_can_use_are_named() {
     let field = "per_device_train_batch_size";
     assert!(matches!(wrong.validate(), Err(Error::InvalidArgument { field: found, .. }) if found == field));
     let schedule = "spiral".parse::<ferrotune_trainer::SchedulerType>();
-    assert!(matches!(schedule, Err(Error::UnknownScheduler { found, .. }) if found == "spiral"));
+    assert!(matches!(schedule, Err(Error::UnknownName { found, .. }) if found == "spiral"));
 }
 
 struct Refuses;

@@ -3,11 +3,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Example, Examples, TokenModel, parameter, relative_distance};
 use ferrotune_trainer::{
-    AdamW, AdamWOptions, EvalStrategy, Gradients, Schedule, SchedulerType, Trainer, TrainingArguments, decays,
+    AdamW, AdamWOptions, Gradients, IntervalStrategy, Schedule, SchedulerKwargs, SchedulerType, TrainPlan,
+    Trainer, TrainingArguments, decays,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -83,28 +84,56 @@ fn schedules_equal_transformers() {
     #[derive(Deserialize)]
     struct Row {
         name: SchedulerType,
+        #[serde(default)]
+        kwargs: SchedulerKwargs,
         warmup_steps: usize,
         training_steps: usize,
         learning_rate: f64,
         rates: Vec<f64>,
     }
     let rows: Vec<Row> = serde_json::from_value(fixture::<Value>("schedules")["schedules"].take()).unwrap();
-    assert!(
-        SchedulerType::ALL
-            .iter()
-            .all(|kind| rows.iter().any(|row| row.name == *kind && row.rates.len() == 50))
-    );
+    assert!(SchedulerType::ALL.iter().all(|kind| {
+        // Held to its reference below.
+        *kind == SchedulerType::ReduceLrOnPlateau
+            || rows.iter().any(|row| row.name == *kind && row.rates.len() == 50)
+    }));
     for row in rows {
         let schedule =
-            Schedule::new(row.name, row.learning_rate, row.warmup_steps, row.training_steps).unwrap();
+            Schedule::new(row.name, &row.kwargs, row.learning_rate, row.warmup_steps, row.training_steps)
+                .unwrap();
         for (steps_done, &expected) in row.rates.iter().enumerate() {
             let found = schedule.learning_rate(steps_done);
             assert!(
                 (found - expected).abs() <= 1e-12 * row.learning_rate,
-                "{} {}/{} after {steps_done} steps: {found} instead of {expected}",
+                "{} {:?} {}/{} after {steps_done} steps: {found} instead of {expected}",
                 row.name,
+                row.kwargs,
                 row.warmup_steps,
                 row.training_steps
+            );
+        }
+    }
+}
+
+#[test]
+fn a_plateau_equals_torch_over_fifty_evaluations() {
+    #[derive(Deserialize)]
+    struct Row {
+        kwargs: SchedulerKwargs,
+        rates: Vec<f64>,
+    }
+    let mut fixture: Value = fixture("schedules");
+    let metrics: Vec<Option<f64>> = serde_json::from_value(fixture["metrics"].take()).unwrap();
+    let rows: Vec<Row> = serde_json::from_value(fixture["plateaus"].take()).unwrap();
+    for Row { kwargs, rates } in rows {
+        let mut schedule = Schedule::new(SchedulerType::ReduceLrOnPlateau, &kwargs, 1e-3, 0, 50).unwrap();
+        assert_eq!(rates.len(), 50);
+        for (index, (metric, &expected)) in metrics.iter().zip(&rates).enumerate() {
+            schedule.observe(metric.unwrap_or(f64::NAN));
+            let found = schedule.learning_rate(index);
+            assert!(
+                (found - expected).abs() <= 1e-12 * expected,
+                "{kwargs:?} after {index}: {found} instead of {expected}"
             );
         }
     }
@@ -151,11 +180,17 @@ fn defaults_and_step_counts_equal_transformers() {
     let fixture: Value = fixture("step_count");
     let defaults: TrainingArguments = serde_json::from_value(fixture["defaults"].clone()).unwrap();
     assert_eq!(defaults, TrainingArguments::default());
-    let own = serde_json::to_value(TrainingArguments::default()).unwrap();
-    // Two are those of `EarlyStoppingCallback`.
-    let callback = ["early_stopping_patience", "early_stopping_threshold"];
-    let own = own.as_object().unwrap().keys().filter(|key| !callback.contains(&key.as_str()));
-    assert_eq!(own.count(), fixture["defaults"].as_object().unwrap().len());
+    // What transformers has elsewhere (early stopping is a callback, LoRA+ is PEFT's), or with another default.
+    let elsewhere = [
+        "early_stopping_patience",
+        "early_stopping_threshold",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
+        "output_dir",
+    ];
+    for name in serde_json::to_value(TrainingArguments::default()).unwrap().as_object().unwrap().keys() {
+        assert_ne!(fixture["defaults"].get(name).is_some(), elsewhere.contains(&name.as_str()), "{name}");
+    }
 
     let rows = fixture["rows"].as_array().unwrap();
     assert!(rows.len() > 500);
@@ -189,10 +224,42 @@ fn evaluations_come_after_the_steps_of_transformers() {
     for Row { examples, arguments, evaluated } in rows {
         let plan = arguments.plan(examples).unwrap();
         let mut found: Vec<usize> = (0..=plan.max_steps).filter(|&step| plan.evaluates_after(step)).collect();
-        if arguments.eval_strategy == EvalStrategy::No {
+        if arguments.eval_strategy == IntervalStrategy::No {
             assert_eq!(found.pop(), Some(plan.max_steps), "the one that is ours");
         }
         assert_eq!(found, evaluated, "{arguments:?}");
+    }
+}
+
+#[test]
+fn logs_evaluations_and_checkpoints_come_after_the_steps_of_transformers() {
+    #[derive(Deserialize)]
+    struct Row {
+        examples: usize,
+        arguments: TrainingArguments,
+        steps: usize,
+        logged: BTreeSet<usize>,
+        ended: usize,
+        evaluated: BTreeSet<usize>,
+        saved: BTreeSet<usize>,
+    }
+    let rows: Vec<Row> = serde_json::from_value(fixture::<Value>("run_plan")["rows"].take()).unwrap();
+    assert_eq!(rows.len(), 12);
+    for mut row in rows {
+        let plan = row.arguments.plan(row.examples).unwrap();
+        let after = |due: fn(&TrainPlan, usize) -> bool| {
+            (0..=plan.max_steps).filter(|&step| due(&plan, step)).collect::<BTreeSet<usize>>()
+        };
+        assert_eq!(plan.max_steps, row.steps);
+        // The record of the last step, which is of the whole run there.
+        row.logged.insert(row.ended);
+        assert_eq!(after(TrainPlan::logs_after), row.logged, "logs of {:?}", row.arguments);
+        assert_eq!(after(TrainPlan::saves_after), row.saved, "checkpoints of {:?}", row.arguments);
+        if row.arguments.eval_strategy == IntervalStrategy::No {
+            // Ours alone.
+            row.evaluated.insert(plan.max_steps);
+        }
+        assert_eq!(after(TrainPlan::evaluates_after), row.evaluated, "evaluations of {:?}", row.arguments);
     }
 }
 

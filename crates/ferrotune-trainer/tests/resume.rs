@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Examples, TokenModel};
 use ferrotune_trainer::{
-    BoxError, Callback, Checkpoint, Checkpointer, Error, EvalStrategy, EvaluationRecord, SaveStrategy,
+    BoxError, Callback, Checkpoint, Checkpointer, Error, IntervalStrategy, EvaluationRecord, SaveStrategy,
     StepRecord, TrainOutcome, Trainer, TrainerState, TrainingArguments,
 };
 use tch::Tensor;
@@ -59,7 +59,7 @@ fn arguments() -> TrainingArguments {
         learning_rate: 0.05,
         warmup_steps: 2.0,
         logging_steps: 3.0,
-        eval_strategy: EvalStrategy::Steps,
+        eval_strategy: IntervalStrategy::Steps,
         eval_steps: Some(2.0),
         eval_on_start: true,
         save_steps: 1.0,
@@ -192,7 +192,7 @@ fn a_longer_run_extends_a_finished_one_and_a_shorter_one_is_refused() {
     let (train, _) = data();
     let model = model();
     let shorter =
-        TrainingArguments { max_steps: 2, eval_strategy: EvalStrategy::No, eval_on_start: false, ..short };
+        TrainingArguments { max_steps: 2, eval_strategy: IntervalStrategy::No, eval_on_start: false, ..short };
     let mut trainer = Trainer::new(&model, shorter, &train).unwrap();
     let message = trainer.resume(saved.state(), &saved.optimizer).unwrap_err().to_string();
     assert!(message.contains("max_steps = 2, and 3 steps are done"), "{message}");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{Example, Examples, TokenModel, VOCAB, parameter, relative_distance};
 use ferrotune_trainer::{
-    BoxError, Callback, Dataset, Error, EvalStrategy, EvaluationRecord, GradientReducer, Gradients,
+    BoxError, Callback, Dataset, Error, EvaluationRecord, GradientReducer, Gradients, IntervalStrategy,
     LogRecord, RandomKey, SchedulerType, StepRecord, TrainOutcome, TrainPlan, TrainableModel, Trainer,
     TrainingArguments, evaluate,
 };
@@ -331,7 +331,7 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
         let model = TokenModel::small();
         let arguments = TrainingArguments {
             logging_steps: 2.0,
-            eval_strategy: EvalStrategy::Steps,
+            eval_strategy: IntervalStrategy::Steps,
             eval_on_start: true,
             ..arguments()
         };
@@ -444,13 +444,13 @@ fn evaluations_change_no_bit_of_the_training_and_are_not_in_its_seconds() {
         drop(trainer);
         (outcome, model)
     };
-    let (without, bare) = run(EvalStrategy::No, None, false, None);
+    let (without, bare) = run(IntervalStrategy::No, None, false, None);
     assert!(without.evaluations.is_empty() && without.validation.is_none());
     for (strategy, eval_steps, on_start, expected) in [
-        (EvalStrategy::No, None, false, vec![12]),
-        (EvalStrategy::Epoch, None, true, vec![0, 6, 12]),
-        (EvalStrategy::Steps, Some(5.0), true, vec![0, 5, 10, 12]),
-        (EvalStrategy::Steps, Some(0.25), false, vec![3, 6, 9, 12]),
+        (IntervalStrategy::No, None, false, vec![12]),
+        (IntervalStrategy::Epoch, None, true, vec![0, 6, 12]),
+        (IntervalStrategy::Steps, Some(5.0), true, vec![0, 5, 10, 12]),
+        (IntervalStrategy::Steps, Some(0.25), false, vec![3, 6, 9, 12]),
     ] {
         let (outcome, model) = run(strategy, eval_steps, on_start, Some(&slow));
         assert_eq!(outcome.history, without.history);
@@ -462,7 +462,7 @@ fn evaluations_change_no_bit_of_the_training_and_are_not_in_its_seconds() {
         assert_eq!(last.loss, evaluate(&model, &validation, 2).unwrap().loss);
         assert!(outcome.time_to_first_step.unwrap() <= outcome.seconds);
     }
-    let (outcome, _) = run(EvalStrategy::Steps, Some(1.0), true, Some(&slow));
+    let (outcome, _) = run(IntervalStrategy::Steps, Some(1.0), true, Some(&slow));
     let losses: Vec<f64> = outcome.evaluations.iter().map(|record| record.evaluation.loss).collect();
     assert_eq!(losses.len(), 13);
     assert_eq!(losses[0], evaluate(&TokenModel::small(), &validation, 2).unwrap().loss);
@@ -512,9 +512,9 @@ fn an_evaluation_stops_when_the_run_is_cancelled() {
 fn an_evaluation_of_nothing_is_refused_before_the_first_step() {
     let dataset = Examples::patterned(3);
     for (eval_strategy, eval_on_start, field) in [
-        (EvalStrategy::Epoch, false, "eval_strategy = epoch"),
-        (EvalStrategy::Steps, true, "eval_strategy = steps"),
-        (EvalStrategy::No, true, "eval_on_start = true"),
+        (IntervalStrategy::Epoch, false, "eval_strategy = epoch"),
+        (IntervalStrategy::Steps, true, "eval_strategy = steps"),
+        (IntervalStrategy::No, true, "eval_on_start = true"),
     ] {
         let model = TokenModel::small();
         let arguments = TrainingArguments { eval_strategy, eval_on_start, ..arguments() };

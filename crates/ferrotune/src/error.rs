@@ -241,7 +241,7 @@ impl Error {
                 matches!(
                     error,
                     Trainer::InvalidArgument { .. }
-                        | Trainer::UnknownScheduler { .. }
+                        | Trainer::UnknownName { .. }
                         | Trainer::EmptyDataset { .. }
                 )
             }

@@ -18,7 +18,7 @@ fn schedules() {
 
 #[test]
 fn evaluation_strategies() {
-    assert_eq!(EVAL_STRATEGIES, ferrotune::trainer::EvalStrategy::ALL.map(|strategy| strategy.name()));
+    assert_eq!(EVAL_STRATEGIES, ferrotune::trainer::IntervalStrategy::ALL.map(|strategy| strategy.name()));
 }
 
 #[test]

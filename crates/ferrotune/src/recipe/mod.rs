@@ -71,7 +71,6 @@
 
 mod check;
 mod config;
-mod nearest;
 mod problem;
 mod reader;
 mod schema;

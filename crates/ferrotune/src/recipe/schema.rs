@@ -1,8 +1,8 @@
 //! The names a recipe may use, and the choices it may make.
 
-use super::nearest::nearest;
 use ferrotune_metrics::Metric;
-use ferrotune_trainer::{EvalStrategy, SchedulerType};
+use ferrotune_trainer::nearest;
+use ferrotune_trainer::{IntervalStrategy, SchedulerType};
 
 /// Every section with its keys; `""` is the top of the file.
 pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
@@ -65,7 +65,7 @@ pub const METRICS: &[&str] = names_of!(Metric);
 /// The schedules that `training.lr_scheduler_type` takes, by transformers' names.
 pub const LR_SCHEDULER_TYPES: &[&str] = names_of!(SchedulerType);
 /// When the validation file is measured during training: what `training.eval_strategy` takes, by transformers' names.
-pub const EVAL_STRATEGIES: &[&str] = names_of!(EvalStrategy);
+pub const EVAL_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.

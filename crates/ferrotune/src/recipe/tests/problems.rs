@@ -55,7 +55,7 @@ threads = 0
         "recipe.toml:19:1: `training.warmup_steps` is 2.5; expected a whole number of steps, or a share of all \
          steps of at least 0 and below 1",
         "recipe.toml:20:1: `training.lr_scheduler_type` is the string \"lienar\"; expected \"linear\", \"cosine\", \
-         \"cosine_with_restarts\", \"polynomial\", \"constant\", \"constant_with_warmup\" or \"inverse_sqrt\"",
+         \"cosine_with_restarts\", \"polynomial\", \"constant\", \"constant_with_warmup\", \"inverse_sqrt\", \"reduce_lr_on_plateau\", \"cosine_with_min_lr\", \"cosine_warmup_with_min_lr\" or \"warmup_stable_decay\"",
         "recipe.toml:21:1: `training.max_steps` is 0; expected an integer of at least 1, or -1 for no limit",
         "recipe.toml:22:1: `training.logging_steps` is the string \"often\"; expected an integer of at least 1",
         "recipe.toml:23:1: `training.max_grad_norm` is -1; expected a number of at least 0 (0: no clipping)",

@@ -5,7 +5,11 @@
 /// That is the one with the smallest edit distance, if it is small enough to be a slip of the hand: at most a
 /// third of the longer name's length; else one that holds `name` as whole words, as `lora_alpha` holds `alpha`.
 /// The earliest candidate wins a tie.
-pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+///
+/// ```
+/// assert_eq!(ferrotune_trainer::nearest("lerning_rate", ["seed", "learning_rate"]), Some("learning_rate"));
+/// ```
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Names come from the user; the distance is quadratic in their length.
     if name.len() > 100 {
         return None;

@@ -69,7 +69,7 @@ pub(crate) fn restore(parameters: &[(String, Tensor)], values: &[(String, Tensor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{IntervalStrategy, Evaluation};
+    use crate::{Evaluation, IntervalStrategy};
 
     /// Best step, best metric and the evaluation after which the run stops.
     fn after(arguments: &TrainingArguments, losses: &[f64]) -> (Option<usize>, Option<f64>, Option<usize>) {

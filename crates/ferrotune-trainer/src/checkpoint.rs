@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use crate::TrainerState;
 use crate::error::BoxError;
+use crate::{OptimizerState, TrainerState};
 
 /// A run between two steps.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct Checkpoint<'a> {
     /// The named parameters. The next step changes them in place: what is kept must be a copy.
     pub parameters: &'a [(String, Tensor)],
     /// The optimizer's state, copied.
-    pub optimizer: Vec<(String, Tensor)>,
+    pub optimizer: OptimizerState,
 }
 
 /// Keeps checkpoints. The trainer says when, and knows no file.

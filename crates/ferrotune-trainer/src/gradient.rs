@@ -159,7 +159,7 @@ impl Gradients {
 
     /// Scales the gradients, of norm `norm`, down to `max_norm`; smaller ones stay as they are.
     ///
-    /// `g = g * clip_coefficient(max_norm, norm)`. An optimizer step does so on its way: [`AdamW::step_scaled`](crate::AdamW::step_scaled).
+    /// `g = g * clip_coefficient(max_norm, norm)`. An optimizer step does so on its way: [`Optimizer::step_scaled`](crate::Optimizer::step_scaled).
     ///
     /// # Errors
     /// [`Error::Torch`] if libtorch fails.

@@ -29,7 +29,9 @@ pub use gradient::Gradients;
 pub use model::TrainableModel;
 pub use names::{IntervalStrategy, OptimizerName, SaveStrategy, SchedulerType};
 pub use nearest::nearest;
-pub use optimizer::{AdamW, AdamWOptions, decays};
+pub use optimizer::{
+    AdamW, AdamWOptions, LoraPlus, Optimizer, OptimizerState, ParameterGroup, Sgd, SgdOptions, decays,
+};
 pub use outcome::TrainOutcome;
 pub use reducer::{GradientReducer, NoReduction};
 pub use schedule::{PlateauState, Schedule, SchedulerKwarg, SchedulerKwargs};

@@ -10,9 +10,10 @@ use tch::Tensor;
 use crate::error::BoxError;
 use crate::gradient::check_parameters;
 use crate::{
-    AdamW, AdamWOptions, Callback, Checkpoint, Checkpointer, Dataset, Error, IntervalStrategy, EvaluationRecord,
-    GradientReducer, LogEntry, LogRecord, NoReduction, Result, SaveStrategy, Schedule, StepRecord,
-    TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, best, evaluation,
+    Callback, Checkpoint, Checkpointer, Dataset, Error, EvaluationRecord, GradientReducer, IntervalStrategy,
+    LogEntry, LogRecord, NoReduction, Optimizer, OptimizerState, ParameterGroup, Result, SaveStrategy,
+    Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, best,
+    evaluation,
 };
 
 /// Trains a model.
@@ -20,7 +21,7 @@ use crate::{
 /// An optimizer step takes `gradient_accumulation_steps` micro-batches (the last one of an epoch what is left). Its loss is the sum of
 /// the negative log-likelihood over **all** their targets, divided by the number of those targets, so that the step is the same
 /// however it is cut into micro-batches. Then: the gradients of other ranks, the check that every parameter has a finite gradient,
-/// clipping, [`AdamW`], the schedule.
+/// clipping, the [`Optimizer`], the schedule.
 ///
 /// The randomness of a micro-batch is `RandomKey::from_seed(seed).fold(epoch).fold(step).fold(micro_batch)`, with everything counted
 /// from 0 and `step` over the whole run.
@@ -38,7 +39,7 @@ pub struct Trainer<'a, M: TrainableModel> {
     pub(crate) reducer: Box<dyn GradientReducer + 'a>,
     cancellation: Option<Arc<AtomicBool>>,
     checkpointer: Option<Box<dyn Checkpointer + 'a>>,
-    pub(crate) optimizer: AdamW,
+    pub(crate) optimizer: Box<dyn Optimizer>,
     pub(crate) state: TrainerState,
     /// The step of the last checkpoint.
     saved_step: Option<usize>,
@@ -60,7 +61,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         let parameters = model.trainable_parameters();
         check_parameters(&parameters, DtypePolicy::default().gradients().kind())?;
         plan.trainable_parameters = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
-        let optimizer = AdamW::new(parameters, AdamWOptions::from(&arguments))?;
+        let optimizer = arguments.optimizer(parameters)?;
         Ok(Self {
             model,
             arguments,
@@ -99,6 +100,13 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         self
     }
 
+    /// Gives each parameter the group that `rule` finds for its name and itself, in place of those that the arguments make.
+    #[must_use]
+    pub fn with_parameter_groups(mut self, rule: impl Fn(&str, &Tensor) -> ParameterGroup) -> Self {
+        self.optimizer.set_groups(&rule);
+        self
+    }
+
     /// Ends the run before the next step once the flag is set, with a checkpoint if there is a [`Checkpointer`].
     #[must_use]
     pub fn with_cancellation(mut self, flag: Arc<AtomicBool>) -> Self {
@@ -121,7 +129,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// # Errors
     /// [`Error::StateMismatch`] if the optimizer's state is that of other parameters; [`Error::InvalidArgument`] if the run is shorter
     /// than what was done.
-    pub fn resume(&mut self, state: TrainerState, optimizer: &[(String, Tensor)]) -> Result<()> {
+    pub fn resume(&mut self, state: TrainerState, optimizer: &OptimizerState) -> Result<()> {
         if state.global_step > self.plan.max_steps {
             return Err(Error::InvalidArgument {
                 field: "max_steps",
@@ -150,8 +158,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     }
 
     /// The optimizer, with the state that the steps done have left in it.
-    pub fn optimizer(&self) -> &AdamW {
-        &self.optimizer
+    pub fn optimizer(&self) -> &dyn Optimizer {
+        &*self.optimizer
     }
 
     /// Does the steps of the plan that are still to be done.
@@ -201,7 +209,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             if order.len() != plan.examples {
                 return Err(Error::OrderLength { epoch, found: order.len(), expected: plan.examples });
             }
-            let micro_batches: Vec<&[usize]> = 
+            let micro_batches: Vec<&[usize]> =
                 order.chunks(plan.per_device_train_batch_size).take(plan.batches_per_epoch).collect();
             let to_come = micro_batches.get(self.state.data_position.batches..).unwrap_or_default();
             for group in to_come.chunks(plan.gradient_accumulation_steps) {

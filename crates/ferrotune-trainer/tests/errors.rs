@@ -6,8 +6,8 @@ mod common;
 
 use common::{Batch, Examples, ModelError, TokenModel};
 use ferrotune_trainer::{
-    AdamW, AdamWOptions, BoxError, Callback, Error, GradientReducer, Gradients, Mode, StepRecord,
-    TrainableModel, Trainer, TrainingArguments,
+    AdamW, AdamWOptions, BoxError, Callback, Error, GradientReducer, Gradients, Mode, Optimizer,
+    OptimizerState, StepRecord, TrainableModel, Trainer, TrainingArguments,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -99,10 +99,27 @@ fn parameters_that_the_last_update_spoils_are_named_with_the_step() {
 #[test]
 fn states_and_gradients_that_do_not_belong_are_refused() {
     let model = TokenModel::small();
-    let mut optimizer = AdamW::new(model.trainable_parameters(), AdamWOptions::default()).unwrap();
-    let mut state = optimizer.state().unwrap();
-    state.pop();
-    assert!(matches!(optimizer.load_state(&state), Err(Error::StateMismatch { .. })));
+    let optimizer = AdamW::new(model.trainable_parameters(), AdamWOptions::default()).unwrap();
+    let spoilt = |change: fn(&mut OptimizerState)| {
+        let mut state = optimizer.state().unwrap();
+        change(&mut state);
+        AdamW::new(model.trainable_parameters(), AdamWOptions::default())
+            .unwrap()
+            .load_state(&state)
+            .unwrap_err()
+    };
+    for (change, tensor) in [
+        ((|state| drop(state.tensors.pop())) as fn(&mut OptimizerState), "output.weight.exp_avg_sq"),
+        (|state| state.tensors[0].0.push('x'), "embedding.weight.exp_avgx"),
+        (
+            |state| state.tensors[0].1 = Tensor::zeros([1], (Kind::Float, Device::Cpu)),
+            "embedding.weight.exp_avg",
+        ),
+        (|state| state.tensors[0].1 = state.tensors[0].1.to_kind(Kind::Double), "embedding.weight.exp_avg"),
+    ] {
+        let error = spoilt(change);
+        assert!(matches!(&error, Error::StateMismatch { tensor: found, .. } if found == tensor), "{error}");
+    }
     let parameter = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let mut gradients = Gradients::new(&[("p".to_owned(), parameter)]);
     for (_, gradient) in gradients.iter_mut() {

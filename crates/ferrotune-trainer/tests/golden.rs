@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Example, Examples, TokenModel, parameter, relative_distance};
 use ferrotune_trainer::{
-    AdamW, AdamWOptions, Gradients, IntervalStrategy, Schedule, SchedulerKwargs, SchedulerType, TrainPlan,
-    Trainer, TrainingArguments, decays,
+    AdamW, AdamWOptions, Gradients, IntervalStrategy, Optimizer, Schedule, SchedulerKwargs, SchedulerType,
+    TrainPlan, Trainer, TrainingArguments, decays,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,7 +60,8 @@ fn adamw_equals_torch_over_twenty_steps() {
         }
         if index == 10 {
             // Halfway a new optimizer takes over the state.
-            let state: Vec<_> = optimizer.state().unwrap().into_iter().rev().collect();
+            let mut state = optimizer.state().unwrap();
+            state.tensors.reverse();
             optimizer = AdamW::new(shared(), options).unwrap();
             optimizer.load_state(&state).unwrap();
         }
@@ -70,12 +71,73 @@ fn adamw_equals_torch_over_twenty_steps() {
             assert!(distance <= 1e-6, "{name} after step {}: {distance:e}", index + 1);
         }
     }
-    let state: BTreeMap<String, Tensor> = optimizer.state().unwrap().into_iter().collect();
-    assert_eq!(state["step"].int64_value(&[]), 20);
-    assert_eq!(state.len(), 1 + fixture.final_state.len());
+    let state = optimizer.state().unwrap();
+    assert_eq!(state.step, 20);
+    let tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().collect();
+    assert_eq!(tensors.len(), fixture.final_state.len());
     for (name, expected) in &fixture.final_state {
-        let distance = relative_distance(&values(&state[name]), expected);
+        let distance = relative_distance(&values(&tensors[name]), expected);
         assert!(distance <= 1e-6, "{name}: {distance:e}");
+    }
+}
+
+#[test]
+fn sgd_and_the_groups_of_lora_plus_equal_torch_and_peft() {
+    type Values = BTreeMap<String, Vec<f32>>;
+    #[derive(Deserialize)]
+    struct Case {
+        arguments: TrainingArguments,
+        after_every_eight: Vec<Values>,
+        final_state: Values,
+    }
+    #[derive(Deserialize)]
+    struct Fixture {
+        shapes: BTreeMap<String, Vec<i64>>,
+        learning_rates: Vec<f64>,
+        initial: Values,
+        gradients: Vec<Values>,
+        cases: Vec<Case>,
+    }
+    let fixture: Fixture = fixture("optimizers");
+    assert_eq!((fixture.gradients.len(), fixture.cases.len()), (24, 5));
+    for Case { arguments, after_every_eight, final_state } in fixture.cases {
+        let parameters: Vec<(String, Tensor)> = fixture
+            .shapes
+            .iter()
+            .map(|(name, shape)| (name.clone(), parameter(&fixture.initial[name], shape)))
+            .collect();
+        let new = || {
+            let shared = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+            arguments.optimizer(shared.collect()).unwrap()
+        };
+        let mut optimizer = new();
+        let (mut clipped, mut kept) = (false, false);
+        for (index, step) in fixture.gradients.iter().enumerate() {
+            let mut gradients = Gradients::new(&parameters);
+            for (name, gradient) in gradients.iter_mut() {
+                *gradient = Some(Tensor::from_slice(&step[name]).reshape(&fixture.shapes[name]));
+            }
+            let scale = Gradients::clip_coefficient(arguments.max_grad_norm, gradients.norm().unwrap());
+            (clipped, kept) = (clipped || scale < 1.0, kept || scale == 1.0);
+            // From the second step on, another optimizer each time that takes over the state.
+            let state = optimizer.state().unwrap();
+            optimizer = new();
+            optimizer.load_state(&state).unwrap();
+            optimizer.step_scaled(&gradients, fixture.learning_rates[index], scale).unwrap();
+            if index % 8 == 7 {
+                for (name, tensor) in &parameters {
+                    let distance = relative_distance(&values(tensor), &after_every_eight[index / 8][name]);
+                    assert!(distance <= 1e-6, "{arguments:?}: {name} after {}: {distance:e}", index + 1);
+                }
+            }
+        }
+        assert!(clipped && kept);
+        let state = optimizer.state().unwrap();
+        assert_eq!((state.step, state.tensors.len()), (24, final_state.len()), "{arguments:?}");
+        for (name, tensor) in state.tensors {
+            let distance = relative_distance(&values(&tensor), &final_state[&name]);
+            assert!(distance <= 1e-6, "{name}: {distance:e}");
+        }
     }
 }
 

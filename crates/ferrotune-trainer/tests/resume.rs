@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Examples, TokenModel};
 use ferrotune_trainer::{
-    BoxError, Callback, Checkpoint, Checkpointer, Error, IntervalStrategy, EvaluationRecord, SaveStrategy,
-    StepRecord, TrainOutcome, Trainer, TrainerState, TrainingArguments,
+    BoxError, Callback, Checkpoint, Checkpointer, Error, EvaluationRecord, IntervalStrategy, OptimizerState,
+    SaveStrategy, StepRecord, TrainOutcome, Trainer, TrainerState, TrainingArguments,
 };
 use tch::Tensor;
 
@@ -18,7 +18,7 @@ struct Saved {
     /// As text, the way a file has it.
     state: String,
     parameters: Vec<(String, Tensor)>,
-    optimizer: Vec<(String, Tensor)>,
+    optimizer: OptimizerState,
 }
 
 impl Saved {
@@ -191,8 +191,12 @@ fn a_longer_run_extends_a_finished_one_and_a_shorter_one_is_refused() {
 
     let (train, _) = data();
     let model = model();
-    let shorter =
-        TrainingArguments { max_steps: 2, eval_strategy: IntervalStrategy::No, eval_on_start: false, ..short };
+    let shorter = TrainingArguments {
+        max_steps: 2,
+        eval_strategy: IntervalStrategy::No,
+        eval_on_start: false,
+        ..short
+    };
     let mut trainer = Trainer::new(&model, shorter, &train).unwrap();
     let message = trainer.resume(saved.state(), &saved.optimizer).unwrap_err().to_string();
     assert!(message.contains("max_steps = 2, and 3 steps are done"), "{message}");

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use ferrotune_trainer::{Schedule, SchedulerType};
+
 use super::config::Recipe;
 use super::problem::{Place, Problem, ProblemKind};
 use super::source::Source;
@@ -46,6 +48,22 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
                 training.warmup_steps
             ),
         );
+    }
+    if training.lr_scheduler_type == "reduce_lr_on_plateau" && training.eval_strategy == "no" {
+        contradiction(
+            ["training.lr_scheduler_type", "training.eval_strategy"],
+            "`training.lr_scheduler_type` is \"reduce_lr_on_plateau\", which follows the validation loss; set \
+             `training.eval_strategy` to \"epoch\" or \"steps\""
+                .to_owned(),
+        );
+    }
+    // Whether the schedule takes what it is told does not depend on the number of steps.
+    let schedule = training
+        .lr_scheduler_type
+        .parse::<SchedulerType>()
+        .and_then(|kind| Schedule::new(kind, &training.lr_scheduler_kwargs, training.learning_rate, 0, 1));
+    if let Err(error) = schedule {
+        contradiction(["training.lr_scheduler_kwargs", "training.lr_scheduler_type"], error.to_string());
     }
     if training.eval_strategy != "no" && data.validation.is_none() {
         contradiction(

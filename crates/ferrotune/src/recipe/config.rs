@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::check;
 use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
-use super::schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS};
+use super::schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS};
 use super::sections::{
     ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
     TargetModules, TrainingSection,
@@ -128,6 +128,7 @@ impl Recipe {
             for text in overrides {
                 source.set(text, &mut problems);
             }
+            source.older_names(&mut problems);
             source.unknown_keys(&mut problems);
             let recipe = read(&source, &mut problems);
             check::contradictions(&recipe, &source, &mut problems);
@@ -265,6 +266,11 @@ fn read_training(s: &mut Reader<'_>, training: &mut TrainingSection) {
     });
     let expected = "a number of at least 0 (0: no clipping)";
     set(&mut training.max_grad_norm, s.number("max_grad_norm", expected, not_negative));
+    set(&mut training.optim, s.choice("optim", OPTIMIZERS));
+    training.optim_args = s.text("optim_args", "a text such as \"momentum=0.9,nesterov=true\"");
+    training.loraplus_lr_ratio = s.number("loraplus_lr_ratio", "a number above 0", positive);
+    let expected = "a table of numbers and names, as in { num_cycles = 2 }";
+    set(&mut training.lr_scheduler_kwargs, s.scheduler_kwargs("lr_scheduler_kwargs", expected));
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ferrotune_trainer::SchedulerKwargs;
+
 use super::problem::{Place, Problem, ProblemKind};
 use super::schema::join;
 use super::source::{Entry, Source, describe};
@@ -104,6 +106,23 @@ impl Reader<'_> {
         match entry.value {
             toml::Value::Boolean(value) => Some(value),
             _ => self.wrong_type(key, &entry, "true or false"),
+        }
+    }
+
+    pub(super) fn text(&mut self, key: &str, expected: &str) -> Option<String> {
+        let entry = self.entry(key)?;
+        match &entry.value {
+            toml::Value::String(text) => Some(text.clone()),
+            _ => self.wrong_type(key, &entry, expected),
+        }
+    }
+
+    /// A table of numbers and names.
+    pub(super) fn scheduler_kwargs(&mut self, key: &str, expected: &str) -> Option<SchedulerKwargs> {
+        let entry = self.entry(key)?;
+        match entry.value.clone().try_into() {
+            Ok(kwargs) => Some(kwargs),
+            Err(_) => self.wrong_type(key, &entry, expected),
         }
     }
 

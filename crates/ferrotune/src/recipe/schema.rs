@@ -2,7 +2,7 @@
 
 use ferrotune_metrics::Metric;
 use ferrotune_trainer::nearest;
-use ferrotune_trainer::{IntervalStrategy, SchedulerType};
+use ferrotune_trainer::{IntervalStrategy, OptimizerName, SchedulerType};
 
 /// Every section with its keys; `""` is the top of the file.
 pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
@@ -38,6 +38,10 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
             "eval_strategy",
             "eval_steps",
             "max_grad_norm",
+            "optim",
+            "optim_args",
+            "loraplus_lr_ratio",
+            "lr_scheduler_kwargs",
         ],
     ),
     ("generation", &["max_new_tokens", "batch_size"]),
@@ -64,6 +68,8 @@ macro_rules! names_of {
 pub const METRICS: &[&str] = names_of!(Metric);
 /// The schedules that `training.lr_scheduler_type` takes, by transformers' names.
 pub const LR_SCHEDULER_TYPES: &[&str] = names_of!(SchedulerType);
+/// The optimizers that `training.optim` takes, by transformers' names.
+pub const OPTIMIZERS: &[&str] = names_of!(OptimizerName);
 /// When the validation file is measured during training: what `training.eval_strategy` takes, by transformers' names.
 pub const EVAL_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
 /// The devices that `runtime.device` takes.

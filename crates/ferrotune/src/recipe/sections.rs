@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ferrotune_data::{OnError, Truncation};
+use ferrotune_trainer::SchedulerKwargs;
 use serde::{Serialize, Serializer};
 
 /// `[model]`: the model that is fine-tuned.
@@ -115,10 +116,10 @@ pub struct TrainingSection {
     pub per_device_train_batch_size: usize,
     /// Forward passes whose gradients make one optimizer step. Default: 8.
     pub gradient_accumulation_steps: usize,
-    /// The peak learning rate of AdamW. Default: 2e-5.
+    /// The peak learning rate. Default: 2e-5.
     #[serde(serialize_with = "number")]
     pub learning_rate: f64,
-    /// Decoupled weight decay. Default: 0.01.
+    /// Weight decay of the adapter. Default: 0.01.
     #[serde(serialize_with = "number")]
     pub weight_decay: f64,
     /// Steps in which the learning rate rises from zero to its peak; below 1 it is a share of all steps, as in
@@ -143,6 +144,17 @@ pub struct TrainingSection {
     /// Scale a step's gradient down to this norm where it is longer; 0 turns clipping off. Default: 1.
     #[serde(serialize_with = "number")]
     pub max_grad_norm: f64,
+    /// The optimizer: one of [`OPTIMIZERS`](super::OPTIMIZERS). Default: `"adamw_torch_fused"`.
+    pub optim: String,
+    /// What else the optimizer is told, as in `"momentum=0.9,nesterov=true"`. Default: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optim_args: Option<String>,
+    /// LoRA+: the `B` matrices learn so many times faster than the `A` matrices. Default: no faster.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_number")]
+    pub loraplus_lr_ratio: Option<f64>,
+    /// What else the schedule is told: a table of numbers and names. Default: nothing.
+    #[serde(skip_serializing_if = "SchedulerKwargs::is_empty")]
+    pub lr_scheduler_kwargs: SchedulerKwargs,
 }
 
 impl Default for TrainingSection {
@@ -160,6 +172,10 @@ impl Default for TrainingSection {
             eval_strategy: "no".to_owned(),
             eval_steps: None,
             max_grad_norm: 1.0,
+            optim: "adamw_torch_fused".to_owned(),
+            optim_args: None,
+            loraplus_lr_ratio: None,
+            lr_scheduler_kwargs: SchedulerKwargs::default(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ferrotune_trainer::OLDER_NAMES;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -109,6 +110,28 @@ impl Source {
 
     fn insert(&mut self, section: &str, key: &str, value: toml::Value, place: Place) {
         self.entries.insert((section.to_owned(), key.to_owned()), Entry { value, place });
+    }
+
+    /// Takes the older names of training arguments for the newer ones, and says so.
+    pub(super) fn older_names(&mut self, problems: &mut Vec<Problem>) {
+        let section = "training".to_owned();
+        for (older, newer) in OLDER_NAMES {
+            let Some(entry) = self.entries.remove(&(section.clone(), older.to_owned())) else { continue };
+            let (older, newer_name) = (join(&section, older), join(&section, newer));
+            let newer = (section.clone(), newer.to_owned());
+            if self.entries.contains_key(&newer) {
+                let reason =
+                    format!("`{older}` is an older name of `{newer_name}`, which is given, too: remove one");
+                let kind = ProblemKind::Contradiction { keys: vec![older, newer_name], reason };
+                problems.push(Problem { place: entry.place, kind });
+                continue;
+            }
+            tracing::warn!(
+                "{}: `{older}` is an older name of `{newer_name}`, which it is taken for",
+                entry.place
+            );
+            self.entries.insert(newer, entry);
+        }
     }
 
     /// Where a key was written, or the file if it was not.

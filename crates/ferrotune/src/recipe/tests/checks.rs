@@ -142,3 +142,35 @@ fn every_kind_of_problem_is_reached() {
     let absent = Recipe::new("o", "/no/model", "/no/train.jsonl");
     assert!(matches!(kinds(absent.check_paths(None).map(|()| absent))[..], [Path { .. }, Path { .. }]));
 }
+
+#[test]
+fn older_names_are_taken_for_the_newer_and_not_beside_them() {
+    let recipe =
+        with(&["data.validation=v", "training.evaluation_strategy=epoch", "training.warmup_ratio=0.1"])
+            .unwrap();
+    assert_eq!((recipe.training.eval_strategy.as_str(), recipe.training.warmup_steps), ("epoch", 0.1));
+    let found = problems(with(&["training.warmup_ratio=0.1", "training.warmup_steps=3"]));
+    assert!(
+        found.iter().any(|problem| problem.contains("`training.warmup_ratio` is an older name")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_schedule_is_told_what_it_takes() {
+    let recipe =
+        with(&["training.lr_scheduler_type=cosine", "training.lr_scheduler_kwargs={ num_cycles = 2 }"])
+            .unwrap();
+    assert_eq!(recipe.training.lr_scheduler_kwargs, [("num_cycles", 2.0)].into());
+    for (settings, reason) in [
+        (
+            ["training.lr_scheduler_type=\"cosine\"", "training.lr_scheduler_kwargs={ num_cycle = 2 }"],
+            "did you mean \"num_cycles\"?",
+        ),
+        (["training.lr_scheduler_type=\"warmup_stable_decay\"", "seed=1"], "num_decay_steps"),
+        (["training.lr_scheduler_type=\"reduce_lr_on_plateau\"", "seed=1"], "`training.eval_strategy`"),
+    ] {
+        let found = problems(with(&settings));
+        assert!(found.iter().any(|problem| problem.contains(reason)), "{found:?}");
+    }
+}

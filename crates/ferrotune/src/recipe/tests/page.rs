@@ -106,6 +106,7 @@ fn the_choices_are_all_there() {
         ("data.on_error", &OnError::ALL.map(OnError::name)),
         ("training.lr_scheduler_type", LR_SCHEDULER_TYPES),
         ("training.eval_strategy", EVAL_STRATEGIES),
+        ("training.optim", OPTIMIZERS),
         ("evaluation.metrics", METRICS),
         ("runtime.device", DEVICES),
         ("runtime.compute_dtype", COMPUTE_DTYPES),

@@ -37,6 +37,7 @@ max_steps = -1
 logging_steps = 100
 eval_strategy = "no"
 max_grad_norm = 1
+optim = "adamw_torch_fused"
 
 [generation]
 max_new_tokens = 32
@@ -90,6 +91,10 @@ logging_steps = 1
 eval_strategy = "steps"
 eval_steps = 5
 max_grad_norm = 0.0
+optim = "sgd"
+optim_args = "momentum=0.9"
+loraplus_lr_ratio = 16
+lr_scheduler_kwargs = { num_cycles = 0.75 }
 [generation]
 max_new_tokens = 64
 batch_size = 1

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Examples, TokenModel};
 use ferrotune_trainer::{
-    BoxError, Callback, Checkpoint, Checkpointer, Error, EvaluationRecord, IntervalStrategy, OptimizerState,
-    SaveStrategy, StepRecord, TrainOutcome, Trainer, TrainerState, TrainingArguments,
+    BoxError, Callback, Checkpoint, Checkpointer, Error, EvaluationRecord, IntervalStrategy, OptimizerName,
+    OptimizerState, SaveStrategy, SchedulerType, StepRecord, TrainOutcome, Trainer, TrainerState,
+    TrainingArguments,
 };
 use tch::Tensor;
 
@@ -124,8 +125,20 @@ fn a_run_resumed_after_any_step_is_the_unbroken_run() {
             num_train_epochs: 6.0,
             ..arguments()
         },
+        TrainingArguments {
+            optim: OptimizerName::Sgd,
+            optim_args: Some("momentum=0.9,nesterov=true".into()),
+            lr_scheduler_type: SchedulerType::ReduceLrOnPlateau,
+            lr_scheduler_kwargs: [("patience", 0.0), ("threshold", 0.05), ("factor", 0.5)].into(),
+            eval_steps: Some(1.0),
+            ..arguments()
+        },
     ] {
         let (unbroken, expected, memory) = run(&arguments, None);
+        if arguments.lr_scheduler_type == SchedulerType::ReduceLrOnPlateau {
+            let last = expected.history.last().unwrap().learning_rate;
+            assert!(last < arguments.learning_rate, "no evaluation lowered the rate, {last}");
+        }
         let saved = memory.0.into_inner();
         assert_eq!(saved.len(), expected.global_step);
         for saved in &saved {
@@ -176,11 +189,7 @@ fn a_cancelled_run_takes_a_checkpoint_and_goes_on_from_it() {
 
 #[test]
 fn a_longer_run_extends_a_finished_one_and_a_shorter_one_is_refused() {
-    let short = TrainingArguments {
-        max_steps: 3,
-        lr_scheduler_type: ferrotune_trainer::SchedulerType::Constant,
-        ..arguments()
-    };
+    let short = TrainingArguments { max_steps: 3, lr_scheduler_type: SchedulerType::Constant, ..arguments() };
     let long = TrainingArguments { max_steps: 8, ..short.clone() };
     let (_, _, memory) = run(&short, None);
     let (unbroken, _, _) = run(&long, None);

@@ -76,7 +76,8 @@ pub struct TrainingArguments {
     pub loraplus_lr_embedding: f64,
     /// Gradients with a larger norm are scaled down to it; 0: never.
     pub max_grad_norm: f64,
-    /// The share of a target's probability that is spread over the whole vocabulary, in training and in evaluations.
+    /// The share of a target's probability that is spread over the whole vocabulary. The trainer leaves this and the next four to whoever
+    /// builds the model.
     pub label_smoothing_factor: f64,
     /// NEFTune: noise on the embeddings in training, uniform within `alpha / sqrt(length * width)`.
     pub neftune_noise_alpha: Option<f64>,

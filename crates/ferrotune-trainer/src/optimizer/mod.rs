@@ -84,7 +84,7 @@ impl TrainingArguments {
     pub fn optimizer(&self, parameters: Vec<(String, Tensor)>) -> Result<Box<dyn Optimizer>> {
         let mut optimizer: Box<dyn Optimizer> = match self.optim {
             OptimizerName::AdamWTorch | OptimizerName::AdamWTorchFused => {
-                if let Some(given) = &self.optim_args {
+                if let Some(given) = self.optim_args.as_ref().filter(|given| !given.is_empty()) {
                     return Err(Error::InvalidArgument {
                         field: "optim_args",
                         found: format!("{given:?}"),

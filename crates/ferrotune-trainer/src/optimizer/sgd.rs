@@ -27,7 +27,8 @@ impl TryFrom<&TrainingArguments> for SgdOptions {
     fn try_from(arguments: &TrainingArguments) -> Result<Self> {
         const KNOWN: [&str; 3] = ["momentum", "dampening", "nesterov"];
         let mut options = Self { weight_decay: arguments.weight_decay, ..Self::default() };
-        for setting in arguments.optim_args.iter().flat_map(|all| all.split(',')).map(str::trim) {
+        let settings = arguments.optim_args.iter().flat_map(|all| all.split(',')).map(str::trim);
+        for setting in settings.filter(|setting| !setting.is_empty()) {
             let refused = |expected| Error::InvalidArgument {
                 field: "optim_args",
                 found: format!("{setting:?}"),

@@ -1,7 +1,7 @@
 //! A weight that never changes.
 
 use crate::{
-    cpu::{Compact, FEW_ROWS, Matrix, Term, sum_of_products},
+    cpu::{Compact, FEW_ROWS, Matrix, Term, add_products, sum_of_products},
     error::{Result, check_shape},
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
@@ -127,7 +127,10 @@ impl FrozenWeight {
         if let Some(y) = sum(base, updates.iter().map(of))? {
             return Ok(y);
         }
-        let y = x.f_matmul(&self.weight.f_tr()?)?;
+        let mut y = x.f_matmul(&self.weight.f_tr()?)?;
+        if add_all(&mut y, updates.iter().map(of)) {
+            return Ok(y);
+        }
         for update in updates {
             let mut columns = y.f_narrow(1, update.first_column, update.factor.size()[0])?;
             add_product(&mut columns, update.projected, &update.factor.f_tr()?)?;
@@ -146,6 +149,9 @@ impl FrozenWeight {
             return Ok(grad_x);
         }
         let mut grad_x = grad.f_matmul(&self.weight)?;
+        if add_all(&mut grad_x, updates.iter().map(of)) {
+            return Ok(grad_x);
+        }
         for update in updates {
             add_product(&mut grad_x, update.projected, update.factor)?;
         }
@@ -161,6 +167,11 @@ fn sum<'a>(
         Some(terms) => sum_of_products(&terms),
         None => Ok(None),
     }
+}
+
+/// Adds all terms to a new tensor in one pass, or none of them.
+fn add_all<'a>(result: &mut Tensor, updates: impl Iterator<Item = Option<Term<'a>>>) -> bool {
+    updates.collect::<Option<Vec<_>>>().is_some_and(|terms| add_products(result, &terms))
 }
 
 /// A product of few columns that is added to that with the frozen weight.

@@ -61,6 +61,13 @@ impl<'a> Term<'a> {
         Self { left, right, first_column: 0, scale: 1.0, compact: None }
     }
 
+    /// Whether it is a product, and one for a result of that shape.
+    fn fits(&self, rows: usize, columns: usize) -> bool {
+        self.left.rows == rows
+            && self.left.columns == self.right.rows
+            && self.first_column + self.right.columns <= columns
+    }
+
     /// Whether the depth lies dense in both factors.
     fn is_dense_along_depth(&self) -> bool {
         self.left.column_stride == 1 && self.right.row_stride == 1
@@ -94,21 +101,29 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     if rows > FEW_ROWS && mkl_is_at_home() {
         return Ok(None);
     }
-    let fits = |term: &Term| {
-        term.left.rows == rows
-            && term.left.columns == term.right.rows
-            && term.first_column + term.right.columns <= columns
-    };
-    if first.first_column != 0 || !terms.iter().all(fits) {
+    if first.first_column != 0 || !terms.iter().all(|term| term.fits(rows, columns)) {
         return Ok(None);
     }
     let size = [rows as i64, columns as i64];
     let result = Tensor::f_empty(size, (Kind::Float, Device::Cpu))?;
     let Some(start) = NonNull::new(result.data_ptr().cast::<f32>()) else { return Ok(None) };
-    let target = Target { start, rows, columns };
+    let target = Target { start, rows, columns, holds_sums: false };
     // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; the terms fit it.
     unsafe { level.fill(target, terms) };
     Ok(Some(result))
+}
+
+/// Adds the terms to a product of libtorch's, which nobody else has seen yet; `false` where [`sum_of_products`] would not do it.
+pub(crate) fn add_products(result: &mut Tensor, terms: &[Term]) -> bool {
+    let (Some(level), Some(matrix)) = (level(), Matrix::of(result)) else { return false };
+    let Matrix { start, rows, columns, .. } = matrix;
+    let is_dense = matrix.column_stride == 1 && matrix.row_stride == columns;
+    if !is_dense || !terms.iter().all(|term| term.fits(rows, columns)) {
+        return false;
+    }
+    // SAFETY: dense, so `target` is all of the result's memory, which nobody else reads or writes meanwhile; the terms fit it.
+    unsafe { level.fill(Target { start, rows, columns, holds_sums: true }, terms) };
+    true
 }
 
 /// The memory of a result.
@@ -117,6 +132,8 @@ struct Target {
     start: NonNull<f32>,
     rows: usize,
     columns: usize,
+    /// Whether what it holds is to be added to.
+    holds_sums: bool,
 }
 
 // SAFETY: tasks write disjoint parts of it, see `Level::fill`.
@@ -228,7 +245,7 @@ impl Level {
                     target: target.start.as_ptr().add(start),
                     target_row_stride: target.columns,
                     scale: term.scale,
-                    add: index > 0,
+                    add: index > 0 || target.holds_sums,
                 };
                 match term.compact {
                     None => {
@@ -379,7 +396,7 @@ unsafe fn fill_panel(
                     panel_stride: panel::WIDTH,
                     target: target.start.as_ptr().add(rows.start * target.columns + first),
                     target_row_stride: target.columns,
-                    add: index > 0 || depth.start > 0,
+                    add: index > 0 || depth.start > 0 || target.holds_sums,
                 });
             }
         }
@@ -400,7 +417,7 @@ mod tests {
                 let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
                 let start = NonNull::new(result.data_ptr().cast()).unwrap();
                 // SAFETY: a new tensor of that shape.
-                unsafe { level.fill(Target { start, rows, columns }, terms) };
+                unsafe { level.fill(Target { start, rows, columns, holds_sums: false }, terms) };
                 result
             })
             .collect()

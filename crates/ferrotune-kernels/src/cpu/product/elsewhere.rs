@@ -60,3 +60,7 @@ pub(crate) fn product(_: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
 pub(crate) fn sum_of_products(_: &[Term]) -> Result<Option<Tensor>> {
     Ok(None)
 }
+
+pub(crate) fn add_products(_: &mut Tensor, _: &[Term]) -> bool {
+    false
+}

@@ -24,8 +24,9 @@ pub struct AttentionOptions {
 /// `y_i = sum_j softmax_j(scale * q_i k_j) v_j` over the keys `j <= i` (and `i - j < sliding_window`) of the same sequence. Query head
 /// `h` reads key head `h / (heads / kv_heads)`.
 ///
-/// On the CPU no matrix of all queries by all keys exists, forward or backward: without a window libtorch's attention goes through keys
-/// and queries in tiles; with one, some hundred queries at a time are held against the keys that one of them sees.
+/// On the CPU no matrix of all queries by all keys exists, forward or backward. In f32, where `head_dim` is a multiple of 16, blocks of
+/// queries meet the keys that one of them sees. Else libtorch's attention goes through keys and queries in tiles; with a window, some
+/// hundred queries at a time are held against the keys that one of them sees.
 ///
 /// # Shapes
 /// - `q`: `[total_tokens, heads, head_dim]`; `k`, `v`: `[total_tokens, kv_heads, head_dim]`

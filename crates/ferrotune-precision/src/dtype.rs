@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
+use crate::error::Context;
 use crate::{Error, Result};
 
 /// A floating-point dtype of storage or arithmetic.
@@ -71,7 +72,7 @@ impl From<ComputeDtype> for String {
 
 /// Which dtype a run uses for what.
 ///
-/// A value of this type can be computed with: a combination that is not offered cannot be built.
+/// Adapters, their gradients and the optimizer's state are `f32` in every policy.
 ///
 /// ```
 /// use ferrotune_precision::{ComputeDtype, DtypePolicy};
@@ -90,7 +91,7 @@ pub struct DtypePolicy {
 }
 
 impl DtypePolicy {
-    /// The policy that computes in `compute`.
+    /// The policy under which this workspace's layers compute in `compute`.
     ///
     /// # Errors
     /// [`Error::DtypeNotOffered`] for everything but [`ComputeDtype::F32`].
@@ -107,6 +108,48 @@ impl DtypePolicy {
                 reason: "gradients in f16 underflow without loss scaling, which the trainer does not do",
             }),
         }
+    }
+
+    /// The policy of `bf16` and `fp16` in `TrainingArguments`: products in the 16-bit dtype, everything that is kept (weights,
+    /// gradients, moments) in `f32`. With neither, everything is `f32`.
+    ///
+    /// It is for a model that casts by it, at two places: [`to_compute`](Self::to_compute) on both factors of a product, and
+    /// [`to_full`](Self::to_full) before a norm, a softmax or a loss. Since the casts are differentiable, an `f32` adapter gets an
+    /// `f32` gradient. The layers of this workspace do not cast yet: what they compute in is [`for_compute`](Self::for_compute)'s to
+    /// say.
+    ///
+    /// # Errors
+    /// [`Error::TwoComputeDtypes`] if both are asked for.
+    pub fn from_flags(bf16: bool, fp16: bool) -> Result<Self> {
+        let compute = match (bf16, fp16) {
+            (false, false) => ComputeDtype::F32,
+            (true, false) => ComputeDtype::Bf16,
+            (false, true) => ComputeDtype::F16,
+            (true, true) => return Err(Error::TwoComputeDtypes),
+        };
+        Ok(Self { compute, ..Self::default() })
+    }
+
+    /// A tensor as a factor of a product.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if libtorch fails.
+    pub fn to_compute(&self, tensor: &Tensor) -> Result<Tensor> {
+        tensor.f_to_kind(self.compute.kind()).context("the cast to the dtype of products")
+    }
+
+    /// A tensor as a norm, a softmax or a loss wants it.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if libtorch fails.
+    pub fn to_full(&self, tensor: &Tensor) -> Result<Tensor> {
+        tensor.f_to_kind(Kind::Float).context("the cast to f32")
+    }
+
+    /// Whether small gradients underflow, so that the loss wants a [`GradScaler`](crate::GradScaler): in `f16`, whose exponent is
+    /// small, and not in `bf16`.
+    pub fn needs_loss_scaling(&self) -> bool {
+        self.compute == ComputeDtype::F16
     }
 
     /// How frozen weights are stored.
@@ -141,6 +184,25 @@ mod tests {
         }
         let message = "fp8".parse::<ComputeDtype>().unwrap_err().to_string();
         assert_eq!(message, "unknown dtype \"fp8\": expected one of f32, bf16, f16");
+    }
+
+    #[test]
+    fn the_flags_change_what_products_are_computed_in_and_nothing_that_is_kept() {
+        let flags = [(false, false, Kind::Float), (true, false, Kind::BFloat16), (false, true, Kind::Half)];
+        for (bf16, fp16, kind) in flags {
+            let policy = DtypePolicy::from_flags(bf16, fp16).unwrap();
+            let kept = [policy.weights(), policy.gradients(), policy.optimizer_state()];
+            assert_eq!((policy.compute().kind(), kept), (kind, [ComputeDtype::F32; 3]));
+            assert_eq!(policy.needs_loss_scaling(), fp16);
+            let adapter = Tensor::from_slice(&[0.5f32, 2.0]).set_requires_grad(true);
+            let product = policy.to_compute(&adapter).unwrap();
+            assert_eq!(product.kind(), kind);
+            let loss = policy.to_full(&(&product * &product)).unwrap().sum(Kind::Float);
+            loss.backward();
+            assert_eq!((loss.kind(), adapter.grad().kind()), (Kind::Float, Kind::Float));
+            assert_eq!(Vec::<f32>::try_from(adapter.grad()).unwrap(), [1.0, 4.0]);
+        }
+        assert!(matches!(DtypePolicy::from_flags(true, true), Err(Error::TwoComputeDtypes)));
     }
 
     #[test]

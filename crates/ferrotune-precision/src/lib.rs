@@ -6,6 +6,7 @@ mod disk;
 mod dtype;
 mod error;
 mod excerpt;
+mod grad_scaler;
 mod memory;
 
 pub use cpu_features::CpuFeatures;
@@ -17,6 +18,7 @@ pub use disk::{
 pub use dtype::{ComputeDtype, DtypePolicy};
 pub use error::{Error, Result};
 pub use excerpt::{short_shape, short_text};
+pub use grad_scaler::{GradScaler, GradScalerState};
 pub use memory::{
     AvailableMemory, MemoryBound, available_memory, available_memory_mib, peak_rss_mib, resident_bytes,
     total_memory_mib,

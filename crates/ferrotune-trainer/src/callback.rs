@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::BoxError;
-use crate::{Evaluation, TrainOutcome, TrainPlan};
+use crate::{Evaluation, Finding, ParameterNorm, TrainOutcome, TrainPlan};
 
 /// One optimizer step that was done.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -101,6 +101,22 @@ pub trait Callback {
     /// # Errors
     /// See [`Callback::on_train_begin`].
     fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// After each step that is logged, following its [`Callback::on_log`].
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_norms(&mut self, step: usize, norms: &[ParameterNorm]) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// When a watcher found a fault, before anything is done about it.
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_finding(&mut self, finding: &Finding) -> Result<(), BoxError> {
         Ok(())
     }
 

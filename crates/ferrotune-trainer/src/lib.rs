@@ -18,6 +18,7 @@ mod schedule;
 mod state;
 mod step;
 mod trainer;
+mod watch;
 
 pub use arguments::{NOT_OFFERED, OLDER_NAMES, ResumeFromCheckpoint, TrainPlan, TrainingArguments};
 pub use callback::{Callback, EvaluationRecord, LogRecord, StepRecord};
@@ -37,6 +38,10 @@ pub use reducer::{GradientReducer, NoReduction};
 pub use schedule::{PlateauState, Schedule, SchedulerKwarg, SchedulerKwargs};
 pub use state::{DataPosition, LogEntry, TrainerState};
 pub use trainer::Trainer;
+pub use watch::{
+    Action, Alarm, DeadParameter, Finding, LearningRate, LossSpike, NonFinite, Observation, Overfitting,
+    ParameterNorm, Plateau, StepSignals, WatchActions, Watcher, WatcherKind, Watchers,
+};
 
 pub use ferrotune_kernels::{Mode, RandomKey};
 pub use tch;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Evaluation, EvaluationRecord, LogRecord, TrainerState};
+use crate::{Evaluation, EvaluationRecord, Finding, LogRecord, TrainerState};
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -10,7 +10,7 @@ use crate::{Evaluation, EvaluationRecord, LogRecord, TrainerState};
 pub struct TrainOutcome {
     /// The steps that were logged.
     pub history: Vec<LogRecord>,
-    /// Optimizer steps done.
+    /// Optimizer steps done, those that were left out among them.
     pub global_step: usize,
     /// Seconds of the steps alone, without the evaluations.
     pub seconds: f64,
@@ -18,7 +18,7 @@ pub struct TrainOutcome {
     pub time_to_first_step: Option<f64>,
     /// Prompt and completion tokens of all steps done, no padding.
     pub real_tokens: usize,
-    /// Mean of the losses of all steps.
+    /// Mean of the losses of all steps that were not left out.
     pub train_loss: f64,
     /// The evaluations, in order: those of `eval_on_start` and `eval_strategy`, and the one after the last step.
     pub evaluations: Vec<EvaluationRecord>,
@@ -30,10 +30,15 @@ pub struct TrainOutcome {
     pub best_global_step: Option<usize>,
     /// Whether the cancellation flag ended the run before its last step. The parameters are those after the last whole step.
     pub cancelled: bool,
+    /// What the watchers found, in order.
+    pub findings: Vec<Finding>,
+    /// The fault that ended the run before its last step. With [`Action::RollBack`](crate::Action::RollBack) the caller goes back to the
+    /// last good checkpoint, and begins again from there with a lower rate.
+    pub ended_by: Option<Finding>,
 }
 
 impl TrainOutcome {
-    pub(crate) fn new(state: &TrainerState, cancelled: bool) -> Self {
+    pub(crate) fn new(state: &TrainerState, cancelled: bool, ended_by: Option<Finding>) -> Self {
         let last = state.evaluations().next_back().filter(|record| record.step == state.global_step);
         Self {
             history: state.history().copied().collect(),
@@ -41,12 +46,14 @@ impl TrainOutcome {
             seconds: state.train_seconds,
             time_to_first_step: state.time_to_first_step,
             real_tokens: state.num_input_tokens_seen,
-            train_loss: state.total_loss / state.global_step.max(1) as f64,
+            train_loss: state.total_loss / (state.global_step - state.skipped_steps).max(1) as f64,
             evaluations: state.evaluations().copied().collect(),
             validation: last.filter(|_| !cancelled).map(|record| record.evaluation),
             best_metric: state.best_metric,
             best_global_step: state.best_global_step,
             cancelled,
+            findings: state.findings.clone(),
+            ended_by,
         }
     }
 

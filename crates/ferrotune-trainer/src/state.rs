@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Evaluation, EvaluationRecord, LogRecord, PlateauState, TrainPlan};
+use crate::{Evaluation, EvaluationRecord, Finding, LogRecord, PlateauState, TrainPlan, Watchers};
 
 /// All that a run must know to go on, beside the parameters and the optimizer's state; `trainer_state.json` of a checkpoint.
 ///
@@ -58,6 +58,12 @@ pub struct TrainerState {
     pub train_seconds: f64,
     /// Seconds from the start of the loop to the end of the first step.
     pub time_to_first_step: Option<f64>,
+    /// Steps among those done that were left out: the learning-rate schedule does not count them.
+    pub skipped_steps: usize,
+    /// What the watchers remember.
+    pub watchers: Watchers,
+    /// What they found, in order.
+    pub findings: Vec<Finding>,
 }
 
 /// A place in the order of the data.

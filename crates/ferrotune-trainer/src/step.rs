@@ -7,20 +7,27 @@ use tch::Tensor;
 
 use crate::error::{Context, Place};
 use crate::gradient::non_finite;
-use crate::{Error, Gradients, Result, StepRecord, TrainableModel, Trainer};
+use crate::{
+    Action, Error, Gradients, Observation, Result, StepRecord, StepSignals, TrainableModel, Trainer,
+};
 
 /// What the micro-batches of a step gave.
-struct Accumulated {
-    gradients: Gradients,
-    loss: f64,
+pub(crate) struct Accumulated {
+    pub gradients: Gradients,
+    pub loss: f64,
     target_tokens: usize,
     real_tokens: usize,
-    examples: Vec<String>,
+    pub examples: Vec<String>,
 }
 
 impl<M: TrainableModel> Trainer<'_, M> {
-    /// Moves the parameters by the micro-batches of `group`, which lie in `epoch`.
-    pub(crate) fn step(&mut self, epoch: usize, epochs_done: f64, group: &[&[usize]]) -> Result<StepRecord> {
+    /// Moves the parameters by the micro-batches of `group`, which lie in `epoch`, unless a watcher is against it.
+    pub(crate) fn step(
+        &mut self,
+        epoch: usize,
+        epochs_done: f64,
+        group: &[&[usize]],
+    ) -> Result<Option<StepRecord>> {
         let start = Instant::now();
         let steps_done = self.state.global_step;
         let mut accumulated = self.accumulate(epoch, steps_done, group)?;
@@ -33,7 +40,17 @@ impl<M: TrainableModel> Trainer<'_, M> {
             max_norm if max_norm > 0.0 => Gradients::clip_coefficient(max_norm, grad_norm),
             _ => 1.0,
         };
-        let learning_rate = self.schedule.learning_rate(steps_done);
+        let learning_rate = self.schedule.learning_rate(steps_done - self.state.skipped_steps);
+        let signals = StepSignals {
+            step: steps_done + 1,
+            max_steps: self.plan.max_steps,
+            loss,
+            grad_norm,
+            learning_rate,
+        };
+        if self.watch(Observation::Step(signals))?.is_some_and(|action| action > Action::Say) {
+            return Ok(None);
+        }
         self.optimizer.step_scaled(&accumulated.gradients, learning_rate, gradient_scale)?;
         // An update that went wrong shows in the next loss; the last has none.
         if steps_done + 1 == self.plan.max_steps {
@@ -43,7 +60,7 @@ impl<M: TrainableModel> Trainer<'_, M> {
             }
         }
         let seconds = start.elapsed().as_secs_f64();
-        Ok(StepRecord {
+        Ok(Some(StepRecord {
             global_step: steps_done + 1,
             epoch: epochs_done,
             loss,
@@ -53,11 +70,16 @@ impl<M: TrainableModel> Trainer<'_, M> {
             real_tokens: accumulated.real_tokens,
             tokens_per_s: accumulated.real_tokens as f64 / seconds.max(f64::MIN_POSITIVE),
             seconds,
-        })
+        }))
     }
 
     /// The gradients and the loss of all micro-batches of a step.
-    fn accumulate(&mut self, epoch: usize, steps_done: usize, group: &[&[usize]]) -> Result<Accumulated> {
+    pub(crate) fn accumulate(
+        &mut self,
+        epoch: usize,
+        steps_done: usize,
+        group: &[&[usize]],
+    ) -> Result<Accumulated> {
         let batches: Vec<M::Batch> = group
             .iter()
             .map(|indices| {

@@ -10,10 +10,10 @@ use tch::Tensor;
 use crate::error::BoxError;
 use crate::gradient::check_parameters;
 use crate::{
-    Callback, Checkpoint, Checkpointer, Dataset, Error, EvaluationRecord, GradientReducer, IntervalStrategy,
-    LogEntry, LogRecord, NoReduction, Optimizer, OptimizerState, ParameterGroup, Result, SaveStrategy,
-    Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, best,
-    evaluation,
+    Action, Callback, Checkpoint, Checkpointer, Dataset, Error, EvaluationRecord, Finding, GradientReducer,
+    IntervalStrategy, LogEntry, LogRecord, NoReduction, Observation, Optimizer, OptimizerState,
+    ParameterGroup, Result, SaveStrategy, Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel,
+    TrainerState, TrainingArguments, WatchActions, best, evaluation,
 };
 
 /// Trains a model.
@@ -43,6 +43,9 @@ pub struct Trainer<'a, M: TrainableModel> {
     pub(crate) state: TrainerState,
     /// The step of the last checkpoint.
     saved_step: Option<usize>,
+    pub(crate) watch_actions: WatchActions,
+    /// The fault that ended the run.
+    pub(crate) ended_by: Option<Finding>,
 }
 
 impl<'a, M: TrainableModel> Trainer<'a, M> {
@@ -76,6 +79,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             optimizer,
             state: TrainerState::of(&plan),
             saved_step: None,
+            watch_actions: WatchActions::default(),
+            ended_by: None,
         })
     }
 
@@ -119,6 +124,16 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     pub fn with_checkpointer(mut self, checkpointer: impl Checkpointer + 'a) -> Self {
         self.checkpointer = Some(Box::new(checkpointer));
         self
+    }
+
+    /// Does about the faults of a run what `actions` say, in place of [`WatchActions::default`].
+    ///
+    /// # Errors
+    /// As [`WatchActions::validate`].
+    pub fn with_watch_actions(mut self, actions: WatchActions) -> Result<Self> {
+        actions.validate()?;
+        self.watch_actions = actions;
+        Ok(self)
     }
 
     /// Goes on where a checkpoint was taken. The parameters are the caller's to put back into the model.
@@ -188,12 +203,13 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             return Err(Error::InvalidArgument { field, found, expected });
         }
         tracing::info!(?plan, "training");
+        self.ended_by = None;
         self.notify("on_train_begin", |callback| callback.on_train_begin(&plan))?;
         let finished = self.run()?;
         if finished && self.arguments.load_best_model_at_end {
             self.load_best()?;
         }
-        let outcome = TrainOutcome::new(&self.state, !finished);
+        let outcome = TrainOutcome::new(&self.state, !finished, self.ended_by.take());
         self.notify("on_train_end", |callback| callback.on_train_end(&outcome))?;
         Ok(outcome)
     }
@@ -216,6 +232,12 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
                 if self.state.global_step == plan.max_steps || self.stops_early() {
                     return Ok(true);
                 }
+                if let Some(finding) = &self.ended_by {
+                    if finding.action == Action::Stop {
+                        self.save_unsaved()?;
+                    }
+                    return Ok(true);
+                }
                 if self.is_cancelled() {
                     tracing::warn!(steps_done = self.state.global_step, "cancelled");
                     self.save_unsaved()?;
@@ -234,7 +256,9 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         let position = self.state.data_position;
         let batches_done = position.batches + group.len();
         let epochs_done = position.epoch as f64 + batches_done as f64 / self.plan.batches_per_epoch as f64;
-        let record = self.step(position.epoch, epochs_done, group)?;
+        let Some(record) = self.step_watched(position.epoch, epochs_done, group)? else {
+            return Ok(());
+        };
 
         let state = &mut self.state;
         state.global_step = record.global_step;
@@ -265,7 +289,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             grad_norm: step.grad_norm,
         };
         self.state.log_history.push(LogEntry::Train(record));
-        self.notify("on_log", |callback| callback.on_log(&record))
+        self.notify("on_log", |callback| callback.on_log(&record))?;
+        self.watch_norms(&record)
     }
 
     /// What follows a step: the evaluation and the checkpoint that are due, unless the run that was left had them.
@@ -306,6 +331,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             self.state.lr_scheduler = self.schedule.state();
         }
         self.notify("on_evaluate", |callback| callback.on_evaluate(&record))?;
+        self.watch(Observation::Evaluation(&record))?;
         Ok(Some(record))
     }
 
@@ -354,7 +380,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         self.cancellation.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
 
-    fn notify(
+    pub(crate) fn notify(
         &mut self,
         event: &'static str,
         mut tell: impl FnMut(&mut dyn Callback) -> std::result::Result<(), BoxError>,

@@ -15,6 +15,7 @@ mod nearest;
 mod optimizer;
 mod outcome;
 mod reducer;
+mod reporter;
 mod schedule;
 mod state;
 mod step;
@@ -37,6 +38,9 @@ pub use optimizer::{
 };
 pub use outcome::TrainOutcome;
 pub use reducer::{GradientReducer, NoReduction};
+pub use reporter::{
+    CsvReporter, JsonlReporter, Reporter, Reporting, TensorBoardReporter, default_logging_dir,
+};
 pub use schedule::{PlateauState, Schedule, SchedulerKwarg, SchedulerKwargs};
 pub use state::{DataPosition, LogEntry, TrainerState};
 pub use trainer::Trainer;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use plan::TrainPlan;
 pub use reading::{NOT_OFFERED, OLDER_NAMES};
+pub(crate) use validation::REPORTERS;
 
 use crate::{
     IntervalStrategy, OptimizerName, Result, SaveStrategy, Schedule, SchedulerKwargs, SchedulerType,
@@ -94,7 +95,7 @@ pub struct TrainingArguments {
     pub logging_steps: f64,
     /// Whether the first step is logged, too.
     pub logging_first_step: bool,
-    /// Where the log goes: `tensorboard`, `csv`, `jsonl`.
+    /// Where the log goes: `tensorboard`, `csv`, `jsonl`, or `all` of them; whoever starts the run makes a [`Reporting`](crate::Reporting).
     #[serde(deserialize_with = "reading::one_or_many")]
     pub report_to: Vec<String>,
     /// What the run is called in the logs.

@@ -6,7 +6,7 @@ use serde::de::value::StringDeserializer;
 use serde::de::{DeserializeSeed, Error as _, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::TrainingArguments;
+use super::{REPORTERS, TrainingArguments};
 use crate::nearest;
 
 /// Older names of arguments, each with the name that transformers gives it now. They are taken, with a warning.
@@ -73,7 +73,7 @@ pub(super) fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// A list of names, or one of them; `none` is no name.
+/// A list of names of reporters, or one of them; `none` is no name, and `all` is every one.
 pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -86,6 +86,9 @@ pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         OneOrMany::Many(names) => names,
     };
     names.retain(|name| name != "none");
+    if names.iter().any(|name| name == "all") {
+        names = REPORTERS.map(str::to_owned).to_vec();
+    }
     Ok(names)
 }
 

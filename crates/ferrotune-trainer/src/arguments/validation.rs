@@ -142,7 +142,7 @@ impl TrainingArguments {
 }
 
 /// What `report_to` takes.
-const REPORTERS: [&str; 3] = ["tensorboard", "csv", "jsonl"];
+pub(crate) const REPORTERS: [&str; 3] = ["tensorboard", "csv", "jsonl"];
 
 /// Whether `steps` is a multiple of `of`, both whole or both shares.
 fn is_multiple(steps: f64, of: f64) -> bool {

@@ -13,6 +13,7 @@ mod set;
 
 pub use action::{Action, Finding, WatcherKind};
 pub use dead_parameter::DeadParameter;
+pub(crate) use dead_parameter::last_name;
 pub use learning_rate::LearningRate;
 pub use loss_spike::LossSpike;
 pub use non_finite::NonFinite;

@@ -8,9 +8,9 @@ use ferrotune::{
     recipe::Recipe,
     report::{summary, table},
 };
-use ferrotune_examples::{exit_code, guarded, interrupted, interruption, prepare_to_compute, say};
+use ferrotune_examples::{complain, exit_code, guarded, interrupted, interruption, prepare_to_compute, say};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -21,7 +21,8 @@ Examples:
   cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml \\
     --set output_dir=runs/short --set training.max_steps=10 --set data.max_test=20
 
-Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 1 anything else.";
+Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 130 or 143 interrupted by Ctrl-C or SIGTERM, with a \
+checkpoint to go on from, 1 anything else.";
 
 /// Fine-tune a Llama or Mistral model with LoRA, as a recipe says.
 #[derive(Parser)]
@@ -32,6 +33,9 @@ struct Arguments {
     /// Override a key of the recipe; can be given again.
     #[arg(long = "set", value_name = "section.key=value")]
     set: Vec<String>,
+    /// Go on from a checkpoint though recipe, data or model have changed.
+    #[arg(long)]
+    accept_changes: bool,
     /// Write one JSON object a line to standard output instead of a progress bar.
     #[arg(long)]
     json: bool,
@@ -75,9 +79,11 @@ fn finetune(arguments: &Arguments, interruption: Arc<AtomicBool>) -> Result<bool
     let recipe = load_recipe(arguments)?;
     let outcome = {
         let mut observer = ForPeople::new(Progress::stderr(), interruption.clone());
-        run(&recipe, &mut observer, interruption)?
+        run(&recipe, arguments.accept_changes, &mut observer, interruption)?
     };
-    if !outcome.cancelled {
+    if outcome.cancelled {
+        outcome.checkpoint.iter().for_each(|checkpoint| complain(going_on(checkpoint)));
+    } else if !outcome.finished_before {
         say([table(&outcome.metrics), summary(&outcome.metrics), ending(&recipe)].join("\n").trim());
     }
     Ok(!outcome.cancelled)
@@ -99,9 +105,19 @@ fn ending(recipe: &Recipe) -> String {
     )
 }
 
+/// The command that goes on with the run.
+fn going_on(checkpoint: &Path) -> String {
+    const RESUME: &str = "training.resume_from_checkpoint=true";
+    let mut words: Vec<String> = std::env::args().map(|word| shell_word(&word)).collect();
+    if !words.iter().any(|word| word == RESUME) {
+        words.extend(["--set".to_owned(), RESUME.to_owned()]);
+    }
+    format!("{} holds the run; go on with:\n  {}", checkpoint.display(), words.join(" "))
+}
+
 /// A path as a shell reads it as one word.
 fn shell_word(path: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@".contains(c);
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@=".contains(c);
     if !path.is_empty() && path.chars().all(is_plain) {
         path.to_owned()
     } else {
@@ -115,8 +131,10 @@ fn finetune_json(
     interruption: Arc<AtomicBool>,
 ) -> Result<bool> {
     let recipe = load_recipe(arguments)?;
-    let outcome = run(&recipe, observer, interruption)?;
-    if !outcome.cancelled {
+    let outcome = run(&recipe, arguments.accept_changes, observer, interruption)?;
+    if outcome.cancelled {
+        outcome.checkpoint.iter().for_each(|checkpoint| complain(going_on(checkpoint)));
+    } else {
         let output_dir = recipe.output_dir.display().to_string();
         observer.tell(&Event::Done { output_dir: &output_dir, metrics: Some(&outcome.metrics) });
     }

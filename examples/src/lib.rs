@@ -13,7 +13,10 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 /// 0 for success, 2 where the input is at fault, 1 for anything else; the error goes to standard error.
@@ -27,10 +30,17 @@ pub fn exit_code(result: Result<()>) -> ExitCode {
     }
 }
 
-/// The exit code of a program that was interrupted: what it has written is whole.
+/// The signal that has interrupted the program; 0: none.
+static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+
+/// The exit code of a program that was interrupted, as a shell has it: 130 by Ctrl-C, 143 by SIGTERM, 1 by a reader that went away. What
+/// it has written is whole.
 pub fn interrupted() -> ExitCode {
     complain("interrupted");
-    ExitCode::FAILURE
+    match SIGNAL.get().map_or(0, |signal| signal.load(Ordering::Relaxed)) {
+        0 => ExitCode::FAILURE,
+        signal => ExitCode::from(128 + signal as u8),
+    }
 }
 
 /// Runs a program's body; a panic, which would be a bug, ends it with 1 and the panic's message.
@@ -89,9 +99,11 @@ pub fn thread_count() -> RangedU64ValueParser<usize> {
 pub fn interruption() -> Arc<AtomicBool> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));
+    let which = SIGNAL.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM] {
         // Registered first, so that it sees the flag as it was before this very signal.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone());
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag.clone());
+        let _ = signal_hook::flag::register_usize(signal, which.clone(), signal as usize);
         let _ = signal_hook::flag::register(signal, flag.clone());
     }
     flag

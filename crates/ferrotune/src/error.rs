@@ -74,6 +74,37 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A checkpoint is not whole.
+    #[error("{} is no whole checkpoint: {reason}", path.display())]
+    Checkpoint {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Recipe, data or model are not those that a checkpoint was made with.
+    #[error(
+        "{} cannot be gone on with as if nothing had changed:\n  {}\nput it back, choose another `output_dir`, or give --accept-changes to go on all \
+         the same: the result is then that of neither recipe",
+        path.display(), changes.join("\n  ")
+    )]
+    Changed {
+        /// The directory of the checkpoint.
+        path: PathBuf,
+        /// Each change, never empty.
+        changes: Vec<String>,
+    },
+
+    /// The run was left, and its last steps are in no checkpoint.
+    #[error("{source}\n{}", kept(saved.as_deref()))]
+    NotSaved {
+        /// The last whole checkpoint.
+        saved: Option<PathBuf>,
+        /// Why there is no later one.
+        source: Box<Error>,
+    },
+
     /// Something in the output directory cannot be replaced by a result.
     #[error("{} is in the way: expected {expected}; move it away, or choose another `output_dir`", path.display())]
     OutputInTheWay {
@@ -219,6 +250,8 @@ impl Error {
             | Self::Read { .. }
             | Self::OutputExists { .. }
             | Self::OutputBusy { .. }
+            | Self::Checkpoint { .. }
+            | Self::Changed { .. }
             | Self::OutputInTheWay { .. }
             | Self::Write { .. }
             | Self::NoRoom { .. }
@@ -232,7 +265,7 @@ impl Error {
             Self::Several { errors } => errors.iter().all(Self::is_bad_input),
             Self::Lora(error) => !is_libtorch_fault(error),
             Self::Models(error) => !is_libtorch_fault(error),
-            Self::AfterTraining { source, .. } => source.is_bad_input(),
+            Self::AfterTraining { source, .. } | Self::NotSaved { source, .. } => source.is_bad_input(),
             Self::Trainer(ferrotune_trainer::Error::Model { source, .. }) => {
                 source.downcast_ref::<Self>().is_some_and(Self::is_bad_input)
             }
@@ -247,6 +280,13 @@ impl Error {
             }
             Self::RecipeToToml { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
+    }
+}
+
+fn kept(saved: Option<&std::path::Path>) -> String {
+    match saved {
+        Some(path) => format!("the last whole checkpoint is {}", path.display()),
+        None => "there is no checkpoint".to_owned(),
     }
 }
 

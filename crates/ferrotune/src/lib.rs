@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod atomic;
+mod checkpoint;
 mod error;
 
 pub mod job;

@@ -89,7 +89,7 @@ fn each_mistake_in_a_recipe_is_an_error_of_its_own() {
         path("train.jsonl"),
         path("test.jsonl")
     );
-    let result = |recipe: &Recipe| run(recipe, &mut Silent, std::sync::Arc::default()).unwrap_err();
+    let result = |recipe: &Recipe| run(recipe, false, &mut Silent, std::sync::Arc::default()).unwrap_err();
     let mut recipe = Recipe::parse(&text, "recipe.toml", &[]).unwrap();
     assert!(matches!(result(&recipe), Error::Several { errors } if errors.len() == 2));
     #[cfg(unix)]

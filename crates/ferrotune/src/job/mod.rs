@@ -14,6 +14,7 @@ mod output;
 mod own_files;
 mod product_limit;
 mod results;
+mod resume;
 mod run;
 mod run_lock;
 mod task;

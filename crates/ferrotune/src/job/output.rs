@@ -8,6 +8,7 @@ use super::{
 use crate::{
     Error, Result,
     atomic::write_atomically,
+    checkpoint,
     recipe::{RESULTS, Recipe, inputs},
     report::{Output, Report, render},
 };
@@ -40,6 +41,15 @@ impl OutputDirectory {
     /// Makes the directory, locks it and sees that it can be written to. One that holds a run is refused unless `overwrite`, and so is one
     /// where something else would be lost with the run that is replaced.
     pub fn prepare(path: &Path, overwrite: bool) -> Result<Self> {
+        Self::open(path, overwrite, true)
+    }
+
+    /// As [`OutputDirectory::prepare`], for a run that may have begun here: what it left is no reason to refuse.
+    pub fn reopen(path: &Path) -> Result<Self> {
+        Self::open(path, true, false)
+    }
+
+    fn open(path: &Path, overwrite: bool, is_new: bool) -> Result<Self> {
         if path.is_symlink() && !path.exists() {
             let what =
                 "it is a link that leads nowhere; remove it, or make the folder that it should lead to";
@@ -54,6 +64,11 @@ impl OutputDirectory {
         let mut names = RESULTS.iter().chain([&UNFINISHED]);
         if let (false, Some(found)) = (overwrite, names.find(|name| path.join(name).exists())) {
             return Err(Error::OutputExists { path: path.to_owned(), found: (*found).to_owned() });
+        }
+        checkpoint::remove_unfinished(path);
+        if let (false, true, Some((_, found))) = (overwrite, is_new, checkpoint::list(path).pop()) {
+            let found = found.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Err(Error::OutputExists { path: path.to_owned(), found });
         }
         directory.check_places()?;
         Ok(directory)

@@ -12,11 +12,13 @@ use super::{
     output::OutputDirectory,
     product_limit::ProductLimit,
     results::{report, train_metrics, validation_metrics},
+    resume,
 };
 use crate::{
     Error, Result,
+    checkpoint::{self, Saved, Saver, Writer},
     progress::{Generating, Step, Validated},
-    recipe::{Recipe, TargetModules},
+    recipe::{Recipe, ResumeFromCheckpoint, TargetModules},
     report::Metrics,
 };
 use ferrotune_kernels::RandomKey;
@@ -27,7 +29,7 @@ use ferrotune_precision::{
 };
 use ferrotune_trainer::{Callback, EvaluationRecord, StepRecord, Trainer, TrainingArguments};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::{Instant, SystemTime},
 };
@@ -61,18 +63,24 @@ pub trait Observer {
 }
 
 /// What a run leaves in memory; its files are in the recipe's `output_dir`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct RunOutcome {
     /// All numbers, as in `metrics.json`.
     pub metrics: Metrics,
-    /// Whether the run was stopped before its end: nothing was written, or the adapter and the recipe if training was over.
+    /// Whether the run was stopped before its end: a checkpoint was written, or the adapter and the recipe if training was over.
     pub cancelled: bool,
+    /// Whether the run had come to its end before: nothing was done.
+    pub finished_before: bool,
+    /// The newest checkpoint, from which the run goes on.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// Runs a recipe from its data to its report.
 ///
 /// Everything that can be known to be wrong is said before the model is loaded or the first step is made. The number of threads is
 /// libtorch's, for the whole process: the caller sets it (`tch::set_num_threads`) before anything is computed.
+/// A run that goes on from a checkpoint is refused where recipe, data or model have changed, unless `accept_changes`.
 /// `cancellation` is the flag that [`Observer::cancelled`] reads, if the caller has one: the training loop looks at it between
 /// micro-batches.
 ///
@@ -80,6 +88,7 @@ pub struct RunOutcome {
 /// Those of every part, with file, line, field or tensor; [`Error::is_bad_input`](crate::Error::is_bad_input) tells whether the user's input is at fault.
 pub fn run(
     recipe: &Recipe,
+    accept_changes: bool,
     observer: &mut dyn Observer,
     cancellation: Arc<AtomicBool>,
 ) -> Result<RunOutcome> {
@@ -94,7 +103,17 @@ pub fn run(
         recipe.evaluation.metrics.iter().map(|name| name.parse()).collect::<std::result::Result<_, _>>()?;
     let arguments = training_arguments(recipe)?;
     arguments.validate()?;
-    let directory = OutputDirectory::prepare(&recipe.output_dir, recipe.overwrite_output_dir)?;
+    let resumes = recipe.training.resume_from_checkpoint != ResumeFromCheckpoint::Newest(false);
+    let directory = if resumes {
+        OutputDirectory::reopen(&recipe.output_dir)?
+    } else {
+        OutputDirectory::prepare(&recipe.output_dir, recipe.overwrite_output_dir)?
+    };
+    if resumes && resume::is_finished(recipe) {
+        observer.note(&format!("{} holds this run, and it is done", recipe.output_dir.display()));
+        return Ok(RunOutcome { finished_before: true, ..RunOutcome::default() });
+    }
+    let saved = if resumes { resume::choose(recipe, observer)? } else { None };
     directory.check_inputs(recipe)?;
     for warning in recipe.warnings() {
         observer.note(&format!("warning: {warning}"));
@@ -103,7 +122,11 @@ pub fn run(
     observer.stage("reading data");
     let files = DataFiles::read(recipe, observer)?;
 
-    let cancelled = || Ok(RunOutcome { metrics: Metrics::default(), cancelled: true });
+    let inputs = match &saved {
+        Some(saved) => resume::check(saved, recipe, accept_changes, observer)?,
+        None => Vec::new(),
+    };
+    let cancelled = || Ok(RunOutcome { cancelled: true, ..RunOutcome::default() });
     if observer.cancelled() {
         return cancelled();
     }
@@ -161,8 +184,25 @@ pub fn run(
 
     observer.stage("training");
     let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, recipe.seed));
+    let saver = Saver::start(
+        Writer {
+            output_dir: recipe.output_dir.clone(),
+            config: adapter.config().clone(),
+            recipe: recipe.clone(),
+            save_total_limit: recipe.training.save_total_limit,
+            inputs,
+            replaced: match &saved {
+                Some(_) => Vec::new(),
+                None => checkpoint::list(&recipe.output_dir).into_iter().map(|(_, path)| path).collect(),
+            },
+        },
+        saved.as_ref().map(|saved| saved.path.clone()),
+    )?;
     let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
     let (outcome, gemm_share) = {
+        if let Some(saved) = &saved {
+            resume::restore(saved, &adapter)?;
+        }
         let task = CausalLmTask::new(&assistant.model, &adapter);
         let shared = Mutex::new(Training {
             observer: &mut *observer,
@@ -173,6 +213,7 @@ pub fn run(
                 train_set.mean_tokens(plan.per_device_train_batch_size),
             ),
             total_steps: plan.max_steps,
+            saver: &saver,
         });
         let mut trainer = Trainer::new(&task, arguments, &train_set)?
             .with_cancellation(cancellation)
@@ -180,13 +221,23 @@ pub fn run(
         if let Some(validation_set) = &validation_set {
             trainer = trainer.with_validation(validation_set);
         }
+        if recipe.training.save_strategy != "no" {
+            trainer = trainer.with_checkpointer(saver.checkpointer(&adapter));
+        }
+        if let Some(Saved { state, optimizer, .. }) = &saved {
+            trainer.resume(state.clone(), optimizer)?;
+        }
         let outcome = trainer.train()?;
         drop(trainer);
         let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         (outcome, training.limit.share_of_all())
     };
+    let written = saver.finish();
     if outcome.cancelled {
-        return cancelled();
+        return match written.failed {
+            Some((_, error)) => Err(Error::NotSaved { saved: written.last, source: Box::new(error) }),
+            None => Ok(RunOutcome { cancelled: true, checkpoint: written.last, ..RunOutcome::default() }),
+        };
     }
     // The training is not lost whatever happens from here on.
     directory.save_trained(&adapter, &recipe.to_toml()?)?;
@@ -230,7 +281,7 @@ pub fn run(
         Ok(Some(report.metrics))
     };
     match finish() {
-        Ok(Some(metrics)) => Ok(RunOutcome { metrics, cancelled: false }),
+        Ok(Some(metrics)) => Ok(RunOutcome { metrics, ..RunOutcome::default() }),
         Ok(None) => {
             observer.note(&format!("the trained adapter is in {}", directory.keep().display()));
             cancelled()
@@ -245,6 +296,7 @@ struct Training<'a> {
     task: &'a CausalLmTask<'a>,
     limit: ProductLimit<'a>,
     total_steps: usize,
+    saver: &'a Saver,
 }
 
 struct Tell<'a, 'b>(&'a Mutex<Training<'b>>);
@@ -257,7 +309,7 @@ impl Callback for Tell<'_, '_> {
         let mut training = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let flops = training.task.take_flops();
         let gemm_share = training.limit.count(flops, record.seconds);
-        let Training { observer, limit, total_steps, .. } = &mut *training;
+        let Training { observer, limit, total_steps, saver, .. } = &mut *training;
         observer.step(&Step {
             step: record.global_step,
             total_steps: *total_steps,
@@ -267,6 +319,7 @@ impl Callback for Tell<'_, '_> {
             tokens_per_s: record.tokens_per_s,
             gemm_share,
         });
+        saver.take_warnings().iter().for_each(|warning| observer.note(warning));
         if let (1, Some(peak)) = (record.global_step, peak_rss_mib()) {
             observer.note(&format!("memory    {peak:.0} MiB at the peak so far, with the first step done"));
         }
@@ -310,6 +363,13 @@ fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
         logging_steps: training.logging_steps as f64,
         eval_strategy: training.eval_strategy.parse()?,
         eval_steps: training.eval_steps,
+        save_strategy: training.save_strategy.parse()?,
+        save_steps: training.save_steps,
+        load_best_model_at_end: training.load_best_model_at_end,
+        metric_for_best_model: training.metric_for_best_model.clone(),
+        greater_is_better: training.greater_is_better,
+        early_stopping_patience: training.early_stopping_patience,
+        early_stopping_threshold: training.early_stopping_threshold,
         eval_on_start: recipe.data.validation.is_some(),
         seed: recipe.seed,
         ..TrainingArguments::default()

@@ -9,10 +9,12 @@ use serde::Serialize;
 use super::check;
 use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
-use super::schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS};
+use super::schema::{
+    COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS, SAVE_STRATEGIES,
+};
 use super::sections::{
-    ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
-    TargetModules, TrainingSection,
+    ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection,
+    ResumeFromCheckpoint, RuntimeSection, TargetModules, TrainingSection,
 };
 use super::source::Source;
 use crate::{Error, Result};
@@ -271,6 +273,29 @@ fn read_training(s: &mut Reader<'_>, training: &mut TrainingSection) {
     training.loraplus_lr_ratio = s.number("loraplus_lr_ratio", "a number above 0", positive);
     let expected = "a table of numbers and names, as in { num_cycles = 2 }";
     set(&mut training.lr_scheduler_kwargs, s.scheduler_kwargs("lr_scheduler_kwargs", expected));
+    read_saving(s, training);
+}
+
+fn read_saving(s: &mut Reader<'_>, training: &mut TrainingSection) {
+    set(&mut training.save_strategy, s.choice("save_strategy", SAVE_STRATEGIES));
+    let expected = "a whole number of steps, or a share of all steps above 0 and below 1";
+    let steps = s.number("save_steps", expected, |steps| {
+        steps > 0.0 && steps < 1.0 || (1.0..1e15).contains(&steps) && steps.fract() == 0.0
+    });
+    set(&mut training.save_steps, steps);
+    training.save_total_limit = s.count("save_total_limit", 1);
+    set(&mut training.load_best_model_at_end, s.boolean("load_best_model_at_end"));
+    training.metric_for_best_model = s.choice("metric_for_best_model", &["eval_loss", "eval_perplexity"]);
+    training.greater_is_better = s.boolean("greater_is_better");
+    training.early_stopping_patience = s.count("early_stopping_patience", 1);
+    let threshold = s.number("early_stopping_threshold", "a number of at least 0", |value| value >= 0.0);
+    set(&mut training.early_stopping_threshold, threshold);
+    let resume = if s.is_text("resume_from_checkpoint") {
+        s.path("resume_from_checkpoint").map(ResumeFromCheckpoint::Folder)
+    } else {
+        s.boolean("resume_from_checkpoint").map(ResumeFromCheckpoint::Newest)
+    };
+    set(&mut training.resume_from_checkpoint, resume);
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {

@@ -82,8 +82,10 @@ mod tests;
 pub(crate) use check::{RESULTS, inputs};
 pub use config::Recipe;
 pub use problem::{Place, Problem, ProblemKind};
-pub use schema::{COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS};
+pub use schema::{
+    COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS, SAVE_STRATEGIES,
+};
 pub use sections::{
-    DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
-    TargetModules, TrainingSection,
+    DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, ResumeFromCheckpoint,
+    RuntimeSection, TargetModules, TrainingSection,
 };

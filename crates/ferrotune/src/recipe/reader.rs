@@ -176,6 +176,11 @@ impl Reader<'_> {
         Some(names)
     }
 
+    /// Whether a key was given as a string.
+    pub(super) fn is_text(&self, key: &str) -> bool {
+        self.entry(key).is_some_and(|entry| entry.value.is_str())
+    }
+
     /// Whether a key was given as exactly this string.
     pub(super) fn is_string(&self, key: &str, text: &str) -> bool {
         self.entry(key).is_some_and(|entry| entry.value.as_str() == Some(text))

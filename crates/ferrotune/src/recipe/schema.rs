@@ -2,7 +2,7 @@
 
 use ferrotune_metrics::Metric;
 use ferrotune_trainer::nearest;
-use ferrotune_trainer::{IntervalStrategy, OptimizerName, SchedulerType};
+use ferrotune_trainer::{IntervalStrategy, OptimizerName, SaveStrategy, SchedulerType};
 
 /// Every section with its keys; `""` is the top of the file.
 pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
@@ -42,6 +42,15 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
             "optim_args",
             "loraplus_lr_ratio",
             "lr_scheduler_kwargs",
+            "save_strategy",
+            "save_steps",
+            "save_total_limit",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
+            "early_stopping_patience",
+            "early_stopping_threshold",
+            "resume_from_checkpoint",
         ],
     ),
     ("generation", &["max_new_tokens", "batch_size"]),
@@ -72,6 +81,8 @@ pub const LR_SCHEDULER_TYPES: &[&str] = names_of!(SchedulerType);
 pub const OPTIMIZERS: &[&str] = names_of!(OptimizerName);
 /// When the validation file is measured during training: what `training.eval_strategy` takes, by transformers' names.
 pub const EVAL_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
+/// When a checkpoint is written: what `training.save_strategy` takes, by transformers' names.
+pub const SAVE_STRATEGIES: &[&str] = names_of!(SaveStrategy);
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.

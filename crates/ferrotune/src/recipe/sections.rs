@@ -155,6 +155,40 @@ pub struct TrainingSection {
     /// What else the schedule is told: a table of numbers and names. Default: nothing.
     #[serde(skip_serializing_if = "SchedulerKwargs::is_empty")]
     pub lr_scheduler_kwargs: SchedulerKwargs,
+    /// When a checkpoint is written: one of [`SAVE_STRATEGIES`](super::SAVE_STRATEGIES). Default: `"steps"`.
+    pub save_strategy: String,
+    /// Write one every so many steps if `save_strategy` is `"steps"`; below 1 it is a share of all steps. Default: 500.
+    #[serde(serialize_with = "number")]
+    pub save_steps: f64,
+    /// Keep so many, the newest and the best among them. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_total_limit: Option<usize>,
+    /// Whether the adapter of the best checkpoint is the result, not that of the last step. Default: false.
+    pub load_best_model_at_end: bool,
+    /// What the validation is judged by: `"eval_loss"` or `"eval_perplexity"`. Default: the loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric_for_best_model: Option<String>,
+    /// Whether more of it is better. Default: false for both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub greater_is_better: Option<bool>,
+    /// End the run after so many validations in a row that are not better than the best. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<usize>,
+    /// By how much one must be better to count as better there. Default: 0.
+    #[serde(serialize_with = "number")]
+    pub early_stopping_threshold: f64,
+    /// Where the run goes on from. Default: false, from the start.
+    pub resume_from_checkpoint: ResumeFromCheckpoint,
+}
+
+/// `training.resume_from_checkpoint`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ResumeFromCheckpoint {
+    /// `true`: the newest whole checkpoint of `output_dir`, or the start where there is none; `false`: the start.
+    Newest(bool),
+    /// This checkpoint.
+    Folder(PathBuf),
 }
 
 impl Default for TrainingSection {
@@ -176,6 +210,15 @@ impl Default for TrainingSection {
             optim_args: None,
             loraplus_lr_ratio: None,
             lr_scheduler_kwargs: SchedulerKwargs::default(),
+            save_strategy: "steps".to_owned(),
+            save_steps: 500.0,
+            save_total_limit: None,
+            load_best_model_at_end: false,
+            metric_for_best_model: None,
+            greater_is_better: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+            resume_from_checkpoint: ResumeFromCheckpoint::Newest(false),
         }
     }
 }

@@ -107,6 +107,7 @@ fn the_choices_are_all_there() {
         ("training.lr_scheduler_type", LR_SCHEDULER_TYPES),
         ("training.eval_strategy", EVAL_STRATEGIES),
         ("training.optim", OPTIMIZERS),
+        ("training.save_strategy", SAVE_STRATEGIES),
         ("evaluation.metrics", METRICS),
         ("runtime.device", DEVICES),
         ("runtime.compute_dtype", COMPUTE_DTYPES),

@@ -38,6 +38,11 @@ logging_steps = 100
 eval_strategy = "no"
 max_grad_norm = 1
 optim = "adamw_torch_fused"
+save_strategy = "steps"
+save_steps = 500
+load_best_model_at_end = false
+early_stopping_threshold = 0
+resume_from_checkpoint = false
 
 [generation]
 max_new_tokens = 32
@@ -95,6 +100,15 @@ optim = "sgd"
 optim_args = "momentum=0.9"
 loraplus_lr_ratio = 16
 lr_scheduler_kwargs = { num_cycles = 0.75 }
+save_strategy = "best"
+save_steps = 7
+save_total_limit = 2
+load_best_model_at_end = true
+metric_for_best_model = "eval_perplexity"
+greater_is_better = false
+early_stopping_patience = 3
+early_stopping_threshold = 0.01
+resume_from_checkpoint = "runs/synopsis/checkpoint-7"
 [generation]
 max_new_tokens = 64
 batch_size = 1

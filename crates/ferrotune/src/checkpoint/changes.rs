@@ -1,0 +1,99 @@
+//! What is not as it was when a checkpoint was taken.
+
+use super::{InputFile, Saved};
+use crate::{Result, recipe::Recipe};
+use toml::{Table, Value};
+
+/// Keys that say how far a run goes, where it writes and what it says: they change no step.
+const FREE: [&str; 24] = [
+    "output_dir",
+    "overwrite_output_dir",
+    "data.test",
+    "data.max_test",
+    "training.num_train_epochs",
+    "training.max_steps",
+    "training.logging_steps",
+    "training.logging_strategy",
+    "training.logging_first_step",
+    "training.report_to",
+    "training.run_name",
+    "training.save_strategy",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.load_best_model_at_end",
+    "training.early_stopping_patience",
+    "training.early_stopping_threshold",
+    "training.resume_from_checkpoint",
+    "generation.max_new_tokens",
+    "generation.batch_size",
+    "evaluation.metrics",
+    "evaluation.before",
+    "evaluation.after",
+    "runtime.threads",
+];
+
+/// Each difference that makes the rest of the run another one, in words.
+pub(crate) fn changes(saved: &Saved, recipe: &Recipe, inputs: &[InputFile]) -> Result<Vec<String>> {
+    let now: Table = toml::from_str(&recipe.to_toml()?).unwrap_or_default();
+    let before: Table = toml::from_str(&saved.recipe).unwrap_or_default();
+    let (now, before) = (flat(&now), flat(&before));
+    let value = |of: &[(String, String)], key: &str| {
+        of.iter().find(|(other, _)| other == key).map_or("absent".to_owned(), |(_, value)| value.clone())
+    };
+    let mut keys: Vec<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    let mut changes = Vec::new();
+    for key in keys.into_iter().filter(|key| !FREE.contains(&key.as_str())) {
+        let (before, now) = (value(&before, key), value(&now, key));
+        // What lies at another path may be the same: the hashes tell.
+        let is_input = ["model.path", "data.train", "data.validation"].contains(&key.as_str());
+        if before != now && !(is_input && before != "absent" && now != "absent") {
+            changes.push(format!("`{key}` was {before} and is {now}"));
+        }
+    }
+    let counts = |file: &&InputFile| file.key != "data.test";
+    let name = |file: &InputFile| (file.key.clone(), file.path.file_name().map(ToOwned::to_owned));
+    for file in saved.inputs.iter().filter(counts) {
+        let of_key = |other: &&InputFile| {
+            // A data file may have another name; a model has many files.
+            if file.key == "model.path" { name(other) == name(file) } else { other.key == file.key }
+        };
+        match inputs.iter().find(of_key) {
+            Some(now) if now.sha256 == file.sha256 => {}
+            Some(now) => changes.push(format!(
+                "{} of `{}` has another content: sha256 {} was trained on, {} is there",
+                now.path.display(),
+                file.key,
+                short(&file.sha256),
+                short(&now.sha256)
+            )),
+            None if file.key == "model.path" => {
+                changes.push(format!("{} of `{}` is gone", file.path.display(), file.key));
+            }
+            // The recipe says that there is none.
+            None => {}
+        }
+    }
+    Ok(changes)
+}
+
+fn short(sha256: &str) -> &str {
+    sha256.get(..12).unwrap_or(sha256)
+}
+
+/// Every key with its section, and its value as TOML.
+fn flat(table: &Table) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(section) => {
+                found.extend(
+                    section.iter().map(|(inner, value)| (format!("{key}.{inner}"), value.to_string())),
+                );
+            }
+            value => found.push((key.clone(), value.to_string())),
+        }
+    }
+    found
+}

@@ -1,0 +1,212 @@
+//! A run that is killed at any instant goes on from its newest whole checkpoint, to the bytes of the unbroken run.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "the allowance for tests does not reach their helpers")]
+
+mod common;
+
+use common::{Job, Run, command, finish, signal};
+use std::{
+    fs,
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Dropout, accumulation, checkpoints within epochs, evaluations, the best adapter at the end, rotation.
+const SETTINGS: [&str; 15] = [
+    "lora.lora_dropout=0.2",
+    "training.max_steps=12",
+    "training.per_device_train_batch_size=1",
+    "training.gradient_accumulation_steps=2",
+    "training.learning_rate=2e-2",
+    "training.logging_steps=3",
+    "training.eval_strategy=steps",
+    "training.eval_steps=1",
+    "training.save_steps=1",
+    "training.save_total_limit=2",
+    "training.load_best_model_at_end=true",
+    "training.early_stopping_patience=6",
+    "evaluation.before=false",
+    "evaluation.after=false",
+    "training.resume_from_checkpoint=true",
+];
+
+/// Every place at which the writing and the rotating of a checkpoint can be cut.
+const BOUNDARIES: [&str; 12] = [
+    "begun",
+    "adapter",
+    "optimizer",
+    "trainer_state",
+    "recipe",
+    "hashes",
+    "verified",
+    "discarded",
+    "renamed",
+    "rotating",
+    "moved_aside",
+    "rotated",
+];
+
+fn start(job: &Job, settings: &[&str], abort_at: Option<&str>) -> Child {
+    let settings = [&SETTINGS[..], settings].concat();
+    let mut command = command("finetune", job.folder(), job.finetune_arguments(&settings));
+    abort_at.map(|place| command.env("FERROTUNE_ABORT_AT", place));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn run(job: &Job, settings: &[&str]) -> Run {
+    finish(start(job, settings, None))
+}
+
+fn adapter(job: &Job) -> Vec<u8> {
+    fs::read(job.path("out/adapter/adapter_model.safetensors")).unwrap()
+}
+
+fn checkpoints(job: &Job) -> Vec<usize> {
+    let entries = fs::read_dir(job.path("out")).into_iter().flatten().flatten();
+    let mut steps: Vec<usize> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// The adapter of a run that nothing stops, and how long it takes.
+fn unbroken() -> (Vec<u8>, Duration) {
+    let job = Job::new();
+    let start = Instant::now();
+    run(&job, &[]).succeeded();
+    (adapter(&job), start.elapsed())
+}
+
+#[test]
+fn killed_at_every_boundary_of_a_checkpoint_it_goes_on_to_the_same_bytes() {
+    let (expected, _) = unbroken();
+    for boundary in BOUNDARIES {
+        for count in [1, 3] {
+            let job = Job::new();
+            let place = format!("{boundary}:{count}");
+            let killed = finish(start(&job, &[], Some(&place)));
+            assert_eq!(killed.code, None, "{place} is not reached: {killed}");
+            run(&job, &[]).succeeded();
+            assert!(adapter(&job) == expected, "{place}");
+            let left = fs::read_dir(job.path("out")).unwrap().flatten();
+            let hidden = left.filter(|entry| entry.file_name().to_string_lossy().starts_with('.')).count();
+            assert_eq!(hidden, 0, "{place}");
+        }
+    }
+}
+
+#[test]
+fn killed_at_random_instants_it_goes_on_to_the_same_bytes() {
+    let kills = std::env::var("FERROTUNE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10);
+    let (expected, time) = unbroken();
+    // Different in each run of the test: what is found is printed.
+    let mut random = u64::from(std::process::id()) << 20 | 1;
+    let (mut job, mut done, mut restarts) = (Job::new(), 0, 0);
+    while done < kills {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let instant = time.mul_f64((random % 1000) as f64 / 1000.0);
+        let mut child = start(&job, &[], None);
+        thread::sleep(instant);
+        if child.try_wait().unwrap().is_none() {
+            signal(child.id(), "KILL");
+            done += 1;
+            restarts += 1;
+            let ended = finish(child);
+            assert!(ended.code.is_none_or(|code| code == 0), "{ended}");
+        } else {
+            finish(child).succeeded();
+        }
+        // A run is killed some times in a row and then left to end.
+        if restarts == 4 || done == kills {
+            run(&job, &[]).succeeded();
+            assert!(adapter(&job) == expected, "after {done} kills, the last after {instant:?}");
+            (job, restarts) = (Job::new(), 0);
+        }
+    }
+    eprintln!("killed {done} times within {time:?}");
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on() {
+    let job = Job::new();
+    run(&job, &["training.early_stopping_patience=100"]).succeeded();
+    let before = common::snapshot(job.folder());
+    let again = run(&job, &["training.early_stopping_patience=100"]);
+    again.succeeded();
+    assert!(again.stderr.contains("it is done"), "{again}");
+    assert!(before == common::snapshot(job.folder()), "something has changed");
+
+    let longer = run(&job, &["training.early_stopping_patience=100", "training.max_steps=14"]);
+    longer.succeeded();
+    assert!(longer.stderr.contains("going on from out/checkpoint-12"), "{longer}");
+    assert_eq!(checkpoints(&job).last(), Some(&14));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_said_and_the_one_before_is_taken() {
+    let (expected, _) = unbroken();
+    let job = Job::new();
+    assert_eq!(finish(start(&job, &[], Some("begun:5"))).code, None);
+    let newest = *checkpoints(&job).last().unwrap();
+    let path = job.path(&format!("out/checkpoint-{newest}/optimizer.safetensors"));
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let resumed = run(&job, &[]);
+    resumed.succeeded();
+    assert!(resumed.stderr.contains(&format!("checkpoint-{newest} is no whole checkpoint")), "{resumed}");
+    assert!(resumed.stderr.contains("going on from"), "{resumed}");
+    assert!(adapter(&job) == expected);
+}
+
+#[test]
+fn a_change_of_recipe_or_data_is_named_and_refused_or_accepted() {
+    let job = Job::new();
+    assert_eq!(finish(start(&job, &[], Some("begun:5"))).code, None);
+    let data = job.read("train.jsonl");
+    job.write("train.jsonl", data.replace("one two three", "three two one"));
+    let refused = run(&job, &["training.weight_decay=0.1"]);
+    refused.refused(&[
+        "`training.weight_decay` was 0.01 and is 0.1",
+        "train.jsonl of `data.train` has another content",
+        "--accept-changes",
+    ]);
+    job.write("train.jsonl", data);
+    let settings = [&SETTINGS[..], &["training.weight_decay=0.1"]].concat();
+    let arguments = [&["--accept-changes"], &job.finetune_arguments(&settings)[..]].concat();
+    let accepted = job.run("finetune", &arguments);
+    accepted.succeeded();
+    assert!(accepted.stderr.contains("accepted: `training.weight_decay`"), "{accepted}");
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on_and_does() {
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
+        let (expected, _) = unbroken();
+        let job = Job::new();
+        // Slow enough to be met, and nothing is saved on its own.
+        let mut child = start(&job, &["training.save_steps=12"], Some("begun:99"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut signals = 0;
+        while child.try_wait().unwrap().is_none() && Instant::now() < deadline && signals == 0 {
+            thread::sleep(Duration::from_millis(20));
+            // The lock is there before the handler of signals is needed.
+            if job.path("out/.ferrotune-lock").exists() {
+                signal(child.id(), name);
+                signals += 1;
+            }
+        }
+        let ended = finish(child);
+        if ended.code == Some(0) {
+            continue;
+        }
+        ended.ended_with(code);
+        run(&job, &["training.save_steps=12"]).succeeded();
+        let _ = expected;
+    }
+}

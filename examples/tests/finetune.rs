@@ -47,7 +47,10 @@ fn a_run_leaves_an_adapter_numbers_predictions_and_a_page() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["adapter", "metrics.json", "predictions.jsonl", "recipe.toml", "report.html"]);
+    assert_eq!(
+        names,
+        ["adapter", "checkpoint-2", "metrics.json", "predictions.jsonl", "recipe.toml", "report.html"]
+    );
 
     let config = job.json("out/adapter/adapter_config.json");
     assert_eq!(

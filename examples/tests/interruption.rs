@@ -29,25 +29,43 @@ fn wait_for<R: Read>(out: R, text: &str) -> BufReader<R> {
     reader
 }
 
-/// Interrupts a program once it has written `text` to standard output, and expects 1 and no new file.
+/// The names in a folder, in order.
+fn names(job: &Job, folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(job.path(folder)).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // A killed run leaves its lock, which then locks nobody out.
+    names.retain(|name| name != ".ferrotune-lock");
+    names.sort();
+    names
+}
+
+/// Interrupts a program once it has written `text` to standard output, and expects the code of a shell.
 #[track_caller]
-fn interrupted_at(job: &Job, settings: &[&str], text: &str) {
-    let before = snapshot(job.folder());
+fn interrupted_at(job: &Job, settings: &[&str], text: &str, (name, code): (&str, i32)) {
     let mut child = start(job, "finetune", &[&["--json"], &job.finetune_arguments(settings)[..]].concat());
     let mut rest = wait_for(child.stdout.take().unwrap(), text);
-    signal(child.id(), "INT");
+    signal(child.id(), name);
     let drain = thread::spawn(move || rest.read_to_end(&mut Vec::new()));
     let run = finish(child);
     drain.join().unwrap().unwrap();
-    run.ended_with(1);
+    run.ended_with(code);
     assert!(run.stderr.contains("interrupted"), "{run}");
-    assert!(before == snapshot(job.folder()), "files were left behind");
 }
 
 #[test]
-fn an_interrupted_training_writes_nothing() {
-    let job = Job::new();
-    interrupted_at(&job, &["training.max_steps=1000000", "evaluation.before=false"], "\"step\":3");
+fn an_interrupted_training_leaves_a_checkpoint_alone() {
+    let settings = ["training.max_steps=1000000", "training.save_steps=1000000", "evaluation.before=false"];
+    for signal in [("INT", 130), ("TERM", 143)] {
+        let job = Job::new();
+        interrupted_at(&job, &settings, "\"step\":3", signal);
+        let left = names(&job, "out");
+        assert!(left.len() == 1 && left[0].starts_with("checkpoint-"), "{left:?}");
+
+        let job = Job::new();
+        let before = snapshot(job.folder());
+        interrupted_at(&job, &[&settings[..], &["training.save_strategy=no"]].concat(), "\"step\":3", signal);
+        assert!(before == snapshot(job.folder()), "files were left behind");
+    }
 }
 
 #[test]
@@ -55,7 +73,10 @@ fn an_interrupted_generation_writes_nothing() {
     let job = Job::new();
     let many = [("the cat sat on the mat", "one"); 3000];
     job.write_examples("test.jsonl", &many);
-    interrupted_at(&job, &["generation.max_new_tokens=64"], "\"event\":\"generation\"");
+    let before = snapshot(job.folder());
+    let settings = ["generation.max_new_tokens=64"];
+    interrupted_at(&job, &settings, "\"event\":\"generation\"", ("INT", 130));
+    assert!(before == snapshot(job.folder()), "files were left behind");
 
     let arguments =
         ["--input", "test.jsonl", "--output", "o.jsonl", "--threads", "1", "--max-new-tokens", "64"];
@@ -67,24 +88,10 @@ fn an_interrupted_generation_writes_nothing() {
         let mut text = String::new();
         rest.read_to_string(&mut text).map(|_| text)
     });
-    finish(child).ended_with(1);
+    finish(child).ended_with(130);
     let stderr = drain.join().unwrap().unwrap();
     assert!(stderr.contains("interrupted"), "{stderr}");
     assert!(!job.path("o.jsonl").exists());
-}
-
-#[test]
-fn a_request_to_end_is_an_interruption() {
-    let job = Job::new();
-    let before = snapshot(job.folder());
-    let settings = ["training.max_steps=1000000", "evaluation.before=false"];
-    let mut child = start(&job, "finetune", &[&["--json"], &job.finetune_arguments(&settings)[..]].concat());
-    let mut rest = wait_for(child.stdout.take().unwrap(), "\"step\":2");
-    signal(child.id(), "TERM");
-    let drain = thread::spawn(move || rest.read_to_end(&mut Vec::new()));
-    finish(child).ended_with(1);
-    drain.join().unwrap().unwrap();
-    assert!(before == snapshot(job.folder()), "files were left behind");
 }
 
 /// A run whose answers after training take long, up to there.
@@ -103,40 +110,39 @@ fn a_run_that_ends_after_its_training_keeps_the_adapter() {
     let (child, mut rest) = trained_and_answering(&job);
     signal(child.id(), "INT");
     let drain = thread::spawn(move || rest.read_to_end(&mut Vec::new()));
-    finish(child).ended_with(1);
+    let ended = finish(child);
+    ended.ended_with(130);
     drain.join().unwrap().unwrap();
-    let names = |folder: &str| {
-        let entries = std::fs::read_dir(job.path(folder)).unwrap();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        // A killed run leaves its lock, which then locks nobody out.
-        names.retain(|name| name != ".ferrotune-lock");
-        names.sort();
-        names
-    };
-    assert_eq!(names("out"), ["adapter", "recipe.toml"]);
+    assert!(ended.stderr.contains("go on with"), "{ended}");
+    assert_eq!(names(&job, "out"), ["adapter", "checkpoint-2", "recipe.toml"]);
 
     // Killed, it has no time for that: the earlier run is whole, and the new adapter is beside it.
-    let earlier = snapshot(&job.path("out"));
+    let of_earlier = |path: &std::path::Path| {
+        let replaced = ["out/unfinished", "out/checkpoint-2"].map(|name| job.path(name));
+        !replaced.iter().any(|folder| path.starts_with(folder)) && !path.ends_with(".ferrotune-lock")
+    };
+    let mut earlier = snapshot(&job.path("out"));
+    earlier.retain(|path, _| of_earlier(path));
     let (mut child, rest) = trained_and_answering(&job);
     signal(child.id(), "KILL");
     child.wait().unwrap();
     drop(rest);
-    assert_eq!(names("out"), ["adapter", "recipe.toml", "unfinished"]);
+    assert_eq!(names(&job, "out"), ["adapter", "checkpoint-2", "recipe.toml", "unfinished"]);
     for adapter in ["out/adapter", "out/unfinished/adapter"] {
         let arguments = ["--adapter", adapter, "--prompt", "the cat", "--max-new-tokens", "2"];
         job.tool("generate", &arguments).succeeded();
     }
     let mut found = snapshot(&job.path("out"));
-    found.retain(|path, _| {
-        !path.starts_with(job.path("out/unfinished")) && !path.ends_with(".ferrotune-lock")
-    });
+    found.retain(|path, _| of_earlier(path));
     assert!(found == earlier);
 
     // The next run goes on as if nothing had happened.
     job.write_examples("test.jsonl", &[("the cat", "one")]);
     job.finetune(&["overwrite_output_dir=true"]).succeeded();
-    assert_eq!(names("out"), ["adapter", "metrics.json", "predictions.jsonl", "recipe.toml", "report.html"]);
+    assert_eq!(
+        names(&job, "out"),
+        ["adapter", "checkpoint-2", "metrics.json", "predictions.jsonl", "recipe.toml", "report.html"]
+    );
 }
 
 #[test]
@@ -198,7 +204,7 @@ fn a_second_interrupt_ends_a_program_at_once() {
         }
     }
     let run = finish(child);
-    run.ended_with(1);
+    run.ended_with(130);
     assert!(run.stderr.is_empty(), "it ended where it stood: {run}");
     let mut rest = vec![];
     out.read_to_end(&mut rest).unwrap();

@@ -68,8 +68,10 @@ fn files_and_their_keys_are_those_of_the_page() {
         .into_iter()
         .filter(|(_, bytes)| bytes.is_some())
         .map(|(path, _)| path.strip_prefix(&folder).unwrap().display().to_string())
+        .map(|path| path.replace("checkpoint-2/", "checkpoint-N/"))
         .collect();
-    assert_eq!(files, listed(section(&page, "## Files")));
+    let documented = ["## Files", "## Checkpoints"].map(|heading| listed(section(&page, heading)));
+    assert_eq!(files, documented.into_iter().flatten().collect());
 
     let mut found = Names::new();
     paths(&job.json("out/metrics.json"), "", &mut found);
@@ -95,6 +97,8 @@ fn events_and_exit_codes_are_those_of_the_page() {
         "finetune",
         &["recipe.toml", "--json", "--set", "output_dir=again", "--set", "data.train=absent"],
     );
+    let diverged =
+        job.finetune(&["output_dir=diverged", "training.max_steps=50", "training.learning_rate=1e30"]);
     let arguments =
         ["recipe.toml", "--json", "--set", "output_dir=long", "--set", "training.max_steps=1000000"];
     let mut child = command("finetune", job.folder(), arguments)
@@ -111,9 +115,11 @@ fn events_and_exit_codes_are_those_of_the_page() {
     rest.read_to_string(&mut text).unwrap();
     let interrupted = finish(child);
 
-    let codes: Names = [&done, &refused, &interrupted].map(|run| run.code.unwrap().to_string()).into();
+    let codes = [&done, &diverged, &refused, &interrupted].map(|run| run.code.unwrap());
+    assert_eq!(codes, [0, 1, 2, 130]);
+    // SIGTERM is among the tests of interruptions.
+    let codes: Names = codes.into_iter().chain([143]).map(|code| code.to_string()).collect();
     assert_eq!(codes, listed(section(&page, "## Exit codes")));
-    assert_eq!([done.code, interrupted.code, refused.code], [Some(0), Some(1), Some(2)]);
 
     let mut found: BTreeMap<String, Names> = BTreeMap::new();
     for events in [&done.stdout, &refused.stdout, &text].map(|text| json_lines(text)) {

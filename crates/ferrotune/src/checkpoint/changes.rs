@@ -78,6 +78,17 @@ pub(crate) fn changes(saved: &Saved, recipe: &Recipe, inputs: &[InputFile]) -> R
     Ok(changes)
 }
 
+/// Whether the run was left with another number of threads, in words: sums are then taken in another order.
+pub(crate) fn other_threads(saved: &Saved, recipe: &Recipe) -> Result<Option<String>> {
+    let threads = |recipe: &str| {
+        let recipe: Table = toml::from_str(recipe).unwrap_or_default();
+        let threads = recipe.get("runtime").and_then(|runtime| runtime.get("threads"));
+        threads.map_or("all".to_owned(), Value::to_string)
+    };
+    let (before, now) = (threads(&saved.recipe), threads(&recipe.to_toml()?));
+    Ok((before != now).then(|| format!("`runtime.threads` was {before} and is {now}")))
+}
+
 fn short(sha256: &str) -> &str {
     sha256.get(..12).unwrap_or(sha256)
 }

@@ -11,7 +11,7 @@ mod read;
 mod saver;
 mod write;
 
-pub(crate) use changes::changes;
+pub(crate) use changes::{changes, other_threads};
 pub(crate) use hashes::InputFile;
 pub(crate) use read::{Saved, newest, read};
 pub(crate) use saver::Saver;

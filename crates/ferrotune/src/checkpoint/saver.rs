@@ -22,7 +22,7 @@ pub(crate) struct Written {
     /// The step of the last whose writing has begun.
     begun: usize,
     /// Failures that nobody has been told of.
-    unsaid: Vec<String>,
+    pub unsaid: Vec<String>,
 }
 
 impl Written {

@@ -3,7 +3,7 @@
 use super::Observer;
 use crate::{
     Error, Result,
-    checkpoint::{self, InputFile, Saved, changes},
+    checkpoint::{self, InputFile, Saved, changes, other_threads},
     recipe::{RESULTS, Recipe, ResumeFromCheckpoint},
 };
 use ferrotune_lora::Adapter;
@@ -53,6 +53,9 @@ pub(super) fn check(
         return Err(Error::Changed { path: saved.path.clone(), changes });
     }
     changes.iter().for_each(|change| observer.note(&format!("warning: accepted: {change}")));
+    if let Some(threads) = other_threads(saved, recipe)? {
+        observer.note(&format!("warning: {threads}: the last bits of the rest may be others"));
+    }
     Ok(inputs)
 }
 

@@ -233,6 +233,7 @@ pub fn run(
         (outcome, training.limit.share_of_all())
     };
     let written = saver.finish();
+    written.unsaid.iter().for_each(|warning| observer.note(warning));
     if outcome.cancelled {
         return match written.failed {
             Some((_, error)) => Err(Error::NotSaved { saved: written.last, source: Box::new(error) }),
@@ -284,7 +285,7 @@ pub fn run(
         Ok(Some(metrics)) => Ok(RunOutcome { metrics, ..RunOutcome::default() }),
         Ok(None) => {
             observer.note(&format!("the trained adapter is in {}", directory.keep().display()));
-            cancelled()
+            Ok(RunOutcome { cancelled: true, checkpoint: written.last, ..RunOutcome::default() })
         }
         Err(error) => Err(Error::AfterTraining { adapter: directory.keep(), source: Box::new(error) }),
     }

@@ -106,7 +106,7 @@ mod tests {
         let file = InputFile::new("data.train", &path, &[]).unwrap();
         assert_eq!(file.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         let known = InputFile { sha256: "known".into(), ..file.clone() };
-        assert_eq!(InputFile::new("data.train", &path, &[known.clone()]).unwrap(), known);
+        assert_eq!(InputFile::new("data.train", &path, std::slice::from_ref(&known)).unwrap(), known);
         fs::write(&path, "abcd").unwrap();
         assert_ne!(InputFile::new("data.train", &path, &[known]).unwrap().sha256, "known");
     }

@@ -28,6 +28,8 @@ const PREFIX: &str = "checkpoint-";
 const BEING_WRITTEN: &str = ".checkpoint-being-written";
 
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// The tensor in it that counts the updates.
+const STEP: &str = "step";
 const TRAINER_STATE: &str = "trainer_state.json";
 const RECIPE: &str = "recipe.toml";
 const HASHES: &str = "hashes.json";

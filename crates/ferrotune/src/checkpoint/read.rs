@@ -1,7 +1,7 @@
 //! Reading checkpoints.
 
 use super::{
-    HASHES, InputFile, OPTIMIZER, RECIPE, TRAINER_STATE,
+    HASHES, InputFile, OPTIMIZER, RECIPE, STEP, TRAINER_STATE,
     hashes::{Hashes, sha256},
     list,
 };
@@ -64,12 +64,14 @@ pub(crate) fn read(path: &Path) -> Result<Saved> {
     }
     let state: TrainerState = serde_json::from_str(&text(TRAINER_STATE)?)
         .map_err(|error| damaged(format!("{TRAINER_STATE}: {error}")))?;
-    let tensors = Tensor::read_safetensors(path.join(OPTIMIZER))
+    let mut tensors = Tensor::read_safetensors(path.join(OPTIMIZER))
         .map_err(|error| damaged(format!("{OPTIMIZER}: {error}")))?;
+    let step = tensors.iter().position(|(name, _)| name == STEP).map(|index| tensors.swap_remove(index).1);
+    let step = step.and_then(|step| usize::try_from(step.f_int64_value(&[]).ok()?).ok());
+    let step = step.ok_or_else(|| damaged(format!("{OPTIMIZER}: expected a whole number `{STEP}`")))?;
     Ok(Saved {
         path: path.to_owned(),
-        // Each step is one update.
-        optimizer: OptimizerState { step: state.global_step, tensors },
+        optimizer: OptimizerState { step, tensors },
         state,
         adapter: load_adapter(path).map_err(|error| damaged(error.to_string()))?,
         recipe: text(RECIPE)?,

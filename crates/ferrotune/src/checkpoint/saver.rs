@@ -26,6 +26,17 @@ pub(crate) struct Written {
 }
 
 impl Written {
+    /// The checkpoint that a run which is left goes on from.
+    ///
+    /// # Errors
+    /// [`Error::NotSaved`] if what it did last is in none.
+    pub fn left(self) -> Result<Option<PathBuf>> {
+        match self.failed {
+            Some((_, error)) => Err(Error::NotSaved { saved: self.last, source: Box::new(error) }),
+            None => Ok(self.last),
+        }
+    }
+
     fn fail(&mut self, step: usize, error: Error) {
         tracing::warn!(step, %error, "no checkpoint");
         self.unsaid.push(format!(
@@ -154,5 +165,82 @@ impl Checkpointer for Copies<'_> {
             return Ok(None);
         }
         Ok(Some(read(&path)?.parameters()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{checkpoint::list, recipe::Recipe};
+    use ferrotune_lora::LoraConfig;
+    use ferrotune_trainer::{OptimizerState, TrainerState};
+    use std::{fs, path::Path};
+    use tch::{Device, Kind};
+
+    fn saver(folder: &Path) -> Saver {
+        let train = folder.join("train.jsonl");
+        fs::write(&train, "").unwrap();
+        let output_dir = folder.join("out");
+        let writer = Writer {
+            config: LoraConfig::default(),
+            recipe: Recipe::new(&output_dir, folder, &train),
+            output_dir,
+            save_total_limit: None,
+            inputs: Vec::new(),
+            replaced: Vec::new(),
+        };
+        Saver::start(writer, None).unwrap()
+    }
+
+    fn save(saver: &Saver, step: usize) {
+        let mut state = TrainerState::default();
+        state.global_step = step;
+        let tensor = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let adapter = vec![("layers.0.q_proj".to_owned(), tensor([8, 3]), tensor([5, 8]))];
+        // An update may have been left out.
+        let optimizer = OptimizerState { step: step - 1, tensors: Vec::new() };
+        let snapshot = Snapshot { state, adapter, optimizer };
+        saver.orders.send(Order::Write(Box::new(snapshot))).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_unless_a_file_of_it_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let saver = saver(folder.path());
+        save(&saver, 3);
+        let path = saver.finish().left().unwrap().unwrap();
+        assert_eq!(list(&folder.path().join("out")), [(3, path.clone())]);
+        let saved = read(&path).unwrap();
+        assert_eq!((saved.state.global_step, saved.optimizer.step), (3, 2));
+        assert_eq!(saved.parameters().len(), 2);
+        for name in ["optimizer.safetensors", "trainer_state.json", "adapter_config.json", "hashes.json"] {
+            let bytes = fs::read(path.join(name)).unwrap();
+            fs::write(path.join(name), &bytes[1..]).unwrap();
+            let error = read(&path).unwrap_err();
+            let is_named = matches!(&error, Error::Checkpoint { reason, .. } if reason.contains(name));
+            assert!(is_named && error.is_bad_input(), "{error}");
+            fs::write(path.join(name), bytes).unwrap();
+        }
+        read(&path).unwrap();
+    }
+
+    #[test]
+    fn a_run_whose_last_checkpoint_failed_is_not_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let saver = saver(folder.path());
+        save(&saver, 3);
+        let (done, is_done) = mpsc::channel();
+        saver.orders.send(Order::Flush(done)).unwrap();
+        is_done.recv().unwrap();
+        // Nothing can be made beneath a file.
+        fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
+        fs::write(folder.path().join("out"), "").unwrap();
+        save(&saver, 4);
+        let written = saver.finish();
+        assert!(matches!(&written.unsaid[..], [warning] if warning.contains("no checkpoint after step 4")));
+        let error = written.left().unwrap_err();
+        let is_named =
+            matches!(&error, Error::NotSaved { saved: Some(path), .. } if path.ends_with("out/checkpoint-3"));
+        assert!(is_named && error.is_bad_input(), "{error}");
     }
 }

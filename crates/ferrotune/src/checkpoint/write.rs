@@ -1,7 +1,7 @@
 //! Writing a checkpoint, and removing old ones.
 
 use super::{
-    BEING_WRITTEN, HASHES, InputFile, OPTIMIZER, RECIPE, TRAINER_STATE,
+    BEING_WRITTEN, HASHES, InputFile, OPTIMIZER, RECIPE, STEP, TRAINER_STATE,
     boundary::reach,
     directory_name,
     hashes::{Hashes, sha256},
@@ -62,7 +62,10 @@ impl Writer {
         save_adapter(directory, &self.config, &snapshot.adapter)?;
         reach("adapter");
         let path = directory.join(OPTIMIZER);
-        Tensor::write_safetensors(&snapshot.optimizer.tensors, &path)
+        let OptimizerState { step, tensors } = &snapshot.optimizer;
+        let step = Tensor::from(*step as i64);
+        let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).chain([(STEP, &step)]);
+        Tensor::write_safetensors(&named.collect::<Vec<_>>(), &path)
             .map_err(io::Error::other)
             .and_then(|()| File::open(&path)?.sync_all())
             .map_err(|source| failed(&path, source))?;

@@ -84,3 +84,56 @@ pub(super) fn restore(saved: &Saved, adapter: &Adapter) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrotune_lora::{LoraConfig, load_adapter, save_adapter};
+    use ferrotune_trainer::{OptimizerState, TrainerState};
+    use std::fs;
+    use tch::{Device, Kind, Tensor};
+
+    #[derive(Default)]
+    struct Notes(Vec<String>);
+    impl Observer for Notes {
+        fn note(&mut self, text: &str) {
+            self.0.push(text.to_owned());
+        }
+    }
+
+    #[test]
+    fn what_has_changed_is_refused_or_accepted_and_other_threads_are_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let train = folder.path().join("train.jsonl");
+        fs::write(&train, "abc").unwrap();
+        let mut recipe = Recipe::new(folder.path().join("out"), folder.path(), &train);
+        let ones = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let adapter = folder.path().join("adapter");
+        save_adapter(&adapter, &LoraConfig::default(), &[("q_proj", ones([8, 3]), ones([5, 8]))]).unwrap();
+        let saved = Saved {
+            path: folder.path().join("out/checkpoint-1"),
+            state: TrainerState::default(),
+            adapter: load_adapter(&adapter).unwrap(),
+            optimizer: OptimizerState { step: 0, tensors: Vec::new() },
+            recipe: recipe.to_toml().unwrap(),
+            inputs: InputFile::all(&recipe, &[]).unwrap(),
+        };
+        let mut notes = Notes::default();
+        check(&saved, &recipe, false, &mut notes).unwrap();
+        assert!(notes.0.is_empty(), "{:?}", notes.0);
+
+        recipe.runtime.threads = Some(3);
+        recipe.training.max_steps = 99;
+        check(&saved, &recipe, false, &mut notes).unwrap();
+        assert!(matches!(&notes.0[..], [note] if note.contains("`runtime.threads` was all and is 3")));
+
+        recipe.training.learning_rate = 0.5;
+        fs::write(&train, "abd").unwrap();
+        let error = check(&saved, &recipe, false, &mut notes).unwrap_err();
+        let are_named = matches!(&error, Error::Changed { changes, .. } if changes.len() == 2
+            && changes[0].contains("training.learning_rate") && changes[1].contains("train.jsonl"));
+        assert!(are_named && error.is_bad_input(), "{error}");
+        check(&saved, &recipe, true, &mut notes).unwrap();
+        assert_eq!(notes.0.iter().filter(|note| note.contains("accepted")).count(), 2, "{:?}", notes.0);
+    }
+}

@@ -235,10 +235,7 @@ pub fn run(
     let written = saver.finish();
     written.unsaid.iter().for_each(|warning| observer.note(warning));
     if outcome.cancelled {
-        return match written.failed {
-            Some((_, error)) => Err(Error::NotSaved { saved: written.last, source: Box::new(error) }),
-            None => Ok(RunOutcome { cancelled: true, checkpoint: written.last, ..RunOutcome::default() }),
-        };
+        return Ok(RunOutcome { cancelled: true, checkpoint: written.left()?, ..RunOutcome::default() });
     }
     // The training is not lost whatever happens from here on.
     directory.save_trained(&adapter, &recipe.to_toml()?)?;

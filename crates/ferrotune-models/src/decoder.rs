@@ -4,12 +4,13 @@ use crate::{
     checkpoint::Checkpoint,
     config::ModelConfig,
     error::{Error, Result},
-    rope, size,
+    loss::LossOptions,
+    neftune, rope, size,
 };
 use ferrotune_autograd::parallel_for;
 use ferrotune_kernels::{
-    AttentionOptions, FrozenWeight, Mode, Prologue, SequenceLayout, linear_cross_entropy, rms_norm,
-    rotary_attention,
+    AttentionOptions, CrossEntropyOptions, FrozenWeight, Mode, Prologue, SequenceLayout,
+    linear_cross_entropy_with, rms_norm, rotary_attention,
 };
 use ferrotune_lora::{Adaptable, LoraLinear};
 use std::{
@@ -169,9 +170,7 @@ impl CausalLm {
         rows: Option<&[i64]>,
         mode: Mode,
     ) -> Result<Tensor> {
-        let options = self.attention_options();
-        let kv_heads = self.config.num_key_value_heads;
-        self.run(input_ids, layout, rows, mode, &mut WithinBatch { layout, kv_heads, options })
+        self.within_batch(self.embed(input_ids, layout)?, layout, rows, mode)
     }
 
     /// Logits of the rows `rows` (all where `None`), in f32.
@@ -191,10 +190,23 @@ impl CausalLm {
     /// # Errors
     /// As [`CausalLm::hidden_states`].
     pub fn target_nll(&self, inputs: &PackedInputs, mode: Mode) -> Result<Tensor> {
-        let hidden =
-            self.hidden_states(&inputs.input_ids, &inputs.layout, Some(&inputs.target_rows), mode)?;
-        let ids = Tensor::f_from_slice(&inputs.target_ids)?.f_to_device(self.device)?;
-        Ok(linear_cross_entropy(&hidden, &self.head, &ids)?)
+        self.target_losses(inputs, mode, LossOptions::default())
+    }
+
+    /// Loss of each target, `[targets]` in f32: its negative log-likelihood, and what the options make of it.
+    ///
+    /// # Errors
+    /// As [`CausalLm::hidden_states`]; [`Error::Kernel`] for a label smoothing outside of 0 to 1.
+    pub fn target_losses(&self, inputs: &PackedInputs, mode: Mode, options: LossOptions) -> Result<Tensor> {
+        let PackedInputs { input_ids, layout, target_rows, target_ids } = inputs;
+        let mut x = self.embed(input_ids, layout)?;
+        if let (Some(alpha), Mode::Train(key)) = (options.neftune_alpha, mode) {
+            x = neftune::with_noise(&x, alpha, layout, key)?;
+        }
+        let hidden = self.within_batch(x, layout, Some(target_rows), mode)?;
+        let ids = Tensor::f_from_slice(target_ids)?.f_to_device(self.device)?;
+        let options = CrossEntropyOptions { label_smoothing: options.label_smoothing, ..Default::default() };
+        Ok(linear_cross_entropy_with(&hidden, &self.head, &ids, options)?)
     }
 
     pub(crate) fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -213,20 +225,38 @@ impl CausalLm {
         self.embed_tokens.kind()
     }
 
+    /// The input embeddings, `[total_tokens, hidden_size]`, once it is certain that the inputs belong together.
+    pub(crate) fn embed(&self, input_ids: &[i64], layout: &SequenceLayout) -> Result<Tensor> {
+        self.check_inputs(input_ids, layout)?;
+        let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.device)?;
+        Ok(self.embed_tokens.f_index_select(0, &ids)?)
+    }
+
+    /// [`CausalLm::run`] with attention within the batch alone.
+    fn within_batch(
+        &self,
+        embeddings: Tensor,
+        layout: &SequenceLayout,
+        rows: Option<&[i64]>,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let (kv_heads, options) = (self.config.num_key_value_heads, self.attention_options());
+        self.run(embeddings, layout, rows, mode, &mut WithinBatch { layout, kv_heads, options })
+    }
+
+    /// Final hidden states of `rows`, after the last norm, from the embeddings.
     pub(crate) fn run(
         &self,
-        input_ids: &[i64],
+        embeddings: Tensor,
         layout: &SequenceLayout,
         rows: Option<&[i64]>,
         mode: Mode,
         attention: &mut dyn Attend,
     ) -> Result<Tensor> {
-        self.check_inputs(input_ids, layout)?;
-        let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.device)?;
         let (cos, sin) = rope::tables(&self.inverse_frequencies, &layout.position_ids(), self.device)?;
         let tables = [cos.f_to_kind(self.kind())?, sin.f_to_kind(self.kind())?];
         let rows = rows.map(|rows| Tensor::f_from_slice(rows)?.f_to_device(self.device)).transpose()?;
-        let mut x = self.embed_tokens.f_index_select(0, &ids)?;
+        let mut x = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
             let attended = layer.attention(&x, &tables, &self.config, layout, index, mode, attention)?;
             // Nothing after the last attention mixes rows: from there on only those asked for are computed.

@@ -1,8 +1,8 @@
 //! The decoder against transformers and PEFT: logits, loss and the gradient of every LoRA weight, on packed sequences.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in the helpers of tests
 
-use ferrotune_kernels::{Mode, SequenceLayout};
-use ferrotune_models::{CausalLm, GenerationConfig, PackedInputs, generate};
+use ferrotune_kernels::{Mode, RandomKey, SequenceLayout};
+use ferrotune_models::{CausalLm, GenerationConfig, LossOptions, PackedInputs, generate};
 use std::{collections::HashMap, path::PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -56,7 +56,6 @@ impl Expected {
 /// The formula by hand, for a model with two layers and an adapter on q and v alone.
 #[test]
 fn the_arithmetic_of_a_training_step_is_that_of_its_products() {
-    use ferrotune_kernels::RandomKey;
     use ferrotune_lora::{LoraConfig, TargetModules, inject};
     let mut model = CausalLm::load(&fixture("llama_gqa_untied"), Device::Cpu, Kind::Float).unwrap();
     let targets = TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]);
@@ -144,6 +143,28 @@ fn loss_and_every_gradient_equal_peft() {
             let error = relative(&parameter.grad(), reference);
             assert!(error < 1e-5, "{case}: {name}: {error}");
         }
+    }
+}
+
+#[test]
+fn noise_on_embeddings_acts_in_training_alone_and_follows_the_key() {
+    let (mut model, inputs) = (load("llama_gqa_untied"), Expected::read("llama_gqa_untied").inputs());
+    let folder = fixture("llama_gqa_untied").join("adapter");
+    let adapter = ferrotune_lora::load(&mut model, "default", 0, folder, true).unwrap();
+    let options = LossOptions { neftune_alpha: Some(5.0), ..Default::default() };
+    let noisy = |mode| model.target_losses(&inputs, mode, options).unwrap();
+    let train = |seed| Mode::Train(RandomKey::from_seed(seed));
+    assert_eq!(noisy(Mode::Eval), model.target_nll(&inputs, Mode::Eval).unwrap());
+    assert_eq!(noisy(train(1)), noisy(train(1)));
+    let plain = model.target_nll(&inputs, train(1)).unwrap();
+    for seed in [1, 2] {
+        let moved = relative(&noisy(train(seed)), &plain);
+        assert!((1e-3..0.5).contains(&moved), "{moved}");
+    }
+    assert_ne!(noisy(train(1)), noisy(train(2)));
+    noisy(train(1)).sum(Kind::Float).backward();
+    for (name, parameter) in adapter.named_parameters() {
+        assert!(parameter.grad().norm().double_value(&[]) > 0.0, "{name}");
     }
 }
 

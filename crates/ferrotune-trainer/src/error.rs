@@ -57,6 +57,19 @@ pub enum Error {
         /// What would be accepted.
         expected: &'static str,
     },
+    /// An argument concerns the forward pass, and the model was built with another value.
+    #[error(
+        "training argument {field} = {found}, but the model was built with {model}: give the model the same value (it says its own in \
+         `TrainableModel::forward_arguments`), or leave the argument out"
+    )]
+    ForwardArgument {
+        /// The argument's name.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// The model's value.
+        model: String,
+    },
     /// An argument takes one of a few names, and this is none of them.
     #[error(
         "{argument} {found:?} is not offered: expected one of {known}{}",

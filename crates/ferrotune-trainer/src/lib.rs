@@ -22,7 +22,9 @@ mod step;
 mod trainer;
 mod watch;
 
-pub use arguments::{NOT_OFFERED, OLDER_NAMES, ResumeFromCheckpoint, TrainPlan, TrainingArguments};
+pub use arguments::{
+    ForwardArguments, NOT_OFFERED, OLDER_NAMES, ResumeFromCheckpoint, TrainPlan, TrainingArguments,
+};
 pub use callback::{Callback, EvaluationRecord, LogRecord, StepRecord};
 pub use checkpoint::{Checkpoint, Checkpointer};
 pub use dataset::Dataset;

@@ -3,6 +3,8 @@
 use ferrotune_kernels::Mode;
 use tch::Tensor;
 
+use crate::ForwardArguments;
+
 /// A model that can be trained.
 ///
 /// The trainer knows nothing else of it: what a batch is, which layers there are and what is frozen stay the model's own. The
@@ -21,7 +23,7 @@ pub trait TrainableModel {
     fn tokens(&self, batch: &Self::Batch) -> usize;
 
     /// The **sum** of the negative log-likelihood over the targets of the batch: one number, differentiable in
-    /// [`Mode::Train`]. All randomness comes from the mode's key.
+    /// [`Mode::Train`]. All randomness comes from the mode's key. What else goes into it [`Self::forward_arguments`] says.
     ///
     /// # Errors
     /// Whatever the model cannot do.
@@ -30,6 +32,12 @@ pub trait TrainableModel {
     /// Shallow clones of the parameters to train, each a leaf that requires a gradient, under unique names and in an order that
     /// does not change.
     fn trainable_parameters(&self) -> Vec<(String, Tensor)>;
+
+    /// The arguments of the forward pass that the model was built with. The trainer refuses a run whose
+    /// [`TrainingArguments`](crate::TrainingArguments) say otherwise.
+    fn forward_arguments(&self) -> ForwardArguments {
+        ForwardArguments::default()
+    }
 
     /// Where each example of the batch came from (`train.jsonl:17`), so that a bad step can name its examples.
     fn sources(&self, batch: &Self::Batch) -> Vec<String>;

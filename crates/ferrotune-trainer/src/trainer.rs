@@ -52,14 +52,16 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// A trainer of `model` on `train`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], [`Error::EmptyDataset`]; [`Error::NoTrainableParameters`], [`Error::DuplicateParameter`] or
-    /// [`Error::UnfitParameter`] for a model whose parameters cannot be trained.
+    /// [`Error::InvalidArgument`], [`Error::EmptyDataset`]; [`Error::ForwardArgument`] for a model that was not built with the arguments
+    /// of its forward pass; [`Error::NoTrainableParameters`], [`Error::DuplicateParameter`] or [`Error::UnfitParameter`] for one whose
+    /// parameters cannot be trained.
     pub fn new(
         model: &'a M,
         arguments: TrainingArguments,
         train: &'a dyn Dataset<Batch = M::Batch>,
     ) -> Result<Self> {
         let mut plan = arguments.plan(train.len())?;
+        arguments.forward_arguments().check(&model.forward_arguments())?;
         let schedule = arguments.schedule(&plan)?;
         let parameters = model.trainable_parameters();
         check_parameters(&parameters, DtypePolicy::default().gradients().kind())?;

@@ -24,6 +24,19 @@ fn arguments_that_no_run_can_use_are_named() {
     assert!(matches!(schedule, Err(Error::UnknownName { found, .. }) if found == "spiral"));
 }
 
+#[test]
+fn an_argument_that_the_model_does_not_carry_out_is_refused() {
+    let data = Examples::patterned(4);
+    for (field, arguments) in [
+        ("label_smoothing_factor", TrainingArguments { label_smoothing_factor: 0.1, ..arguments() }),
+        ("neftune_noise_alpha", TrainingArguments { neftune_noise_alpha: Some(5.0), ..arguments() }),
+        ("gradient_checkpointing", TrainingArguments { gradient_checkpointing: true, ..arguments() }),
+    ] {
+        let refusal = Trainer::new(&TokenModel::small(), arguments, &data).err();
+        assert!(matches!(refusal, Some(Error::ForwardArgument { field: found, .. }) if found == field));
+    }
+}
+
 struct Refuses;
 
 impl Callback for Refuses {

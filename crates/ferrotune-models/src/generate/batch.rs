@@ -93,7 +93,8 @@ impl<'a> Batch<'a> {
         let mut attention = Cached { attention, cache: &mut self.cache };
         // Part of a long prompt has no row of interest, but a pass has a result.
         let last_rows = if pass.last_rows.is_empty() { &[0] } else { pass.last_rows.as_slice() };
-        let hidden = self.model.run(&pass.input_ids, &layout, Some(last_rows), Mode::Eval, &mut attention)?;
+        let embeddings = self.model.embed(&pass.input_ids, &layout)?;
+        let hidden = self.model.run(embeddings, &layout, Some(last_rows), Mode::Eval, &mut attention)?;
         if pass.last_rows.is_empty() {
             return Ok(Some(Vec::new()));
         }

@@ -1,5 +1,6 @@
 //! The arguments of a run, under the names and with the defaults of `transformers.TrainingArguments` 5.23.
 
+mod forward;
 mod plan;
 mod reading;
 mod validation;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use forward::ForwardArguments;
 pub use plan::TrainPlan;
 pub use reading::{NOT_OFFERED, OLDER_NAMES};
 pub(crate) use validation::REPORTERS;
@@ -77,8 +79,8 @@ pub struct TrainingArguments {
     pub loraplus_lr_embedding: f64,
     /// Gradients with a larger norm are scaled down to it; 0: never.
     pub max_grad_norm: f64,
-    /// The share of a target's probability that is spread over the whole vocabulary. The trainer leaves this and the next four to whoever
-    /// builds the model.
+    /// The share of a target's probability that is spread over the whole vocabulary. This and the next four are the model's own business:
+    /// [`ForwardArguments`].
     pub label_smoothing_factor: f64,
     /// NEFTune: noise on the embeddings in training, uniform within `alpha / sqrt(length * width)`.
     pub neftune_noise_alpha: Option<f64>,

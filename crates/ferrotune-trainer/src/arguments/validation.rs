@@ -1,7 +1,7 @@
 //! Which values no run can use.
 
 use super::TrainingArguments;
-use crate::{Error, Evaluation, IntervalStrategy, Result, SaveStrategy, SchedulerType};
+use crate::{Error, Evaluation, IntervalStrategy, OptimizerName, Result, SaveStrategy, SchedulerType};
 
 impl TrainingArguments {
     /// Refuses values that no run can use.
@@ -102,6 +102,16 @@ impl TrainingArguments {
             ));
         }
         let refuse = |field, found, expected| Err(Error::InvalidArgument { field, found, expected });
+        let defaults = Self::default();
+        for (field, value, default) in [
+            ("adam_beta1", self.adam_beta1, defaults.adam_beta1),
+            ("adam_beta2", self.adam_beta2, defaults.adam_beta2),
+            ("adam_epsilon", self.adam_epsilon, defaults.adam_epsilon),
+        ] {
+            if self.optim == OptimizerName::Sgd && value != default {
+                return refuse(field, value.to_string(), "an optim of adamw_torch: sgd does not read it");
+            }
+        }
         if self.eval_strategy == IntervalStrategy::No {
             let expected = "an eval_strategy of steps or epoch, whose evaluations it needs";
             if self.lr_scheduler_type == SchedulerType::ReduceLrOnPlateau {
@@ -181,7 +191,7 @@ mod tests {
     #[test]
     fn values_that_no_run_can_use_are_refused() {
         type Change = fn(&mut TrainingArguments);
-        let cases: [(&str, Change); 35] = [
+        let cases: [(&str, Change); 36] = [
             ("per_device_eval_batch_size", |a| a.per_device_eval_batch_size = 0),
             ("gradient_accumulation_steps", |a| a.gradient_accumulation_steps = 0),
             ("learning_rate", |a| a.learning_rate = f64::NAN),
@@ -190,6 +200,7 @@ mod tests {
             ("adam_beta1", |a| a.adam_beta1 = 1.0),
             ("adam_beta2", |a| a.adam_beta2 = f64::NAN),
             ("adam_epsilon", |a| a.adam_epsilon = -1e-8),
+            ("adam_beta2", |a| (a.optim, a.adam_beta2) = (OptimizerName::Sgd, 0.99)),
             ("max_grad_norm", |a| a.max_grad_norm = f64::NAN),
             ("max_steps", |a| a.max_steps = 0),
             ("max_steps", |a| a.max_steps = -2),

@@ -4,8 +4,8 @@ use crate::Result;
 use ferrotune_data::{PackedBatch, Source, Tokenized, epoch_order};
 use ferrotune_kernels::{Mode, SequenceLayout};
 use ferrotune_lora::Adapter;
-use ferrotune_models::{CausalLm, PackedInputs};
-use ferrotune_trainer::{Dataset, TrainableModel};
+use ferrotune_models::{CausalLm, LossOptions, PackedInputs};
+use ferrotune_trainer::{Dataset, ForwardArguments, TrainableModel};
 use std::cell::Cell;
 use tch::{Kind, Tensor};
 
@@ -74,13 +74,25 @@ pub fn packed_inputs(batch: &PackedBatch, adapter: Option<usize>) -> Result<Pack
 pub struct CausalLmTask<'a> {
     model: &'a CausalLm,
     adapter: &'a Adapter,
+    options: LossOptions,
     flops: Cell<f64>,
 }
 
 impl<'a> CausalLmTask<'a> {
     /// Trains `adapter`, which is part of `model`.
     pub fn new(model: &'a CausalLm, adapter: &'a Adapter) -> Self {
-        Self { model, adapter, flops: Cell::new(0.0) }
+        Self { model, adapter, options: LossOptions::default(), flops: Cell::new(0.0) }
+    }
+
+    /// With the label smoothing and the noise on embeddings that the arguments ask for. The others it does not have, and a trainer whose
+    /// arguments ask for them refuses it.
+    #[must_use]
+    pub fn with_forward_arguments(mut self, arguments: ForwardArguments) -> Self {
+        self.options = LossOptions {
+            label_smoothing: arguments.label_smoothing_factor,
+            neftune_alpha: arguments.neftune_noise_alpha,
+        };
+        self
     }
 
     /// Floating-point operations of the training batches since this was last asked.
@@ -107,7 +119,15 @@ impl TrainableModel for CausalLmTask<'_> {
             let flops = self.model.training_flops(&inputs.layout, inputs.target_ids.len());
             self.flops.set(self.flops.get() + flops);
         }
-        Ok(self.model.target_nll(&inputs, mode)?.f_sum(Kind::Float)?)
+        Ok(self.model.target_losses(&inputs, mode, self.options)?.f_sum(Kind::Float)?)
+    }
+
+    fn forward_arguments(&self) -> ForwardArguments {
+        ForwardArguments {
+            label_smoothing_factor: self.options.label_smoothing,
+            neftune_noise_alpha: self.options.neftune_alpha,
+            ..ForwardArguments::default()
+        }
     }
 
     fn trainable_parameters(&self) -> Vec<(String, Tensor)> {

@@ -38,7 +38,8 @@ pub(super) fn few_steps(plan: &TrainPlan, training: &TrainingSection) -> Vec<Str
         )
     });
     let logging_steps = training.logging_steps;
-    let unlogged = (logging_steps > plan.max_steps).then(|| {
+    let waits = training.logging_strategy == "steps" && !training.logging_first_step;
+    let unlogged = (waits && logging_steps > plan.max_steps).then(|| {
         format!(
             "`training.logging_steps` is {logging_steps} and the run has {steps}: metrics.json will hold the loss of the last one \
              only; the report shows every step"
@@ -92,5 +93,11 @@ mod tests {
         let unlogged = notes(99, TrainingSection { logging_steps: 100, ..training() });
         assert!(unlogged[0].contains("`training.logging_steps` is 100 and the run has 99"), "{unlogged:?}");
         assert_eq!(notes(100, TrainingSection { logging_steps: 100, ..training() }), [""; 0]);
+        for logged in [
+            TrainingSection { logging_first_step: true, ..training() },
+            TrainingSection { logging_strategy: "epoch".to_owned(), ..training() },
+        ] {
+            assert_eq!(notes(99, TrainingSection { logging_steps: 100, ..logged }), [""; 0]);
+        }
     }
 }

@@ -42,17 +42,21 @@ pub(super) fn train_metrics(
     gemm_share: Option<f64>,
 ) -> TrainMetrics {
     let step_examples = plan.per_device_train_batch_size * plan.gradient_accumulation_steps;
+    // Fewer than there are where the last batch is dropped.
+    let epoch_examples = plan.examples.min(plan.batches_per_epoch * plan.per_device_train_batch_size);
     let whole_epochs = outcome.global_step / plan.steps_per_epoch.max(1);
     let rest = (outcome.global_step % plan.steps_per_epoch.max(1)) * step_examples;
     let targets: usize = data.rows().iter().map(Tokenized::target_tokens).sum();
-    let epochs = whole_epochs as f64 + rest as f64 / plan.examples.max(1) as f64;
+    let examples = whole_epochs * epoch_examples + rest;
+    let epochs = whole_epochs as f64 + rest as f64 / epoch_examples.max(1) as f64;
+    let mean_targets = targets as f64 / plan.examples.max(1) as f64;
     TrainMetrics {
         seconds: outcome.seconds,
         steps: outcome.global_step as u64,
         epochs,
-        examples: (whole_epochs * plan.examples + rest) as u64,
+        examples: examples as u64,
         real_tokens: outcome.real_tokens as u64,
-        target_tokens: (targets as f64 * epochs).round() as u64,
+        target_tokens: (mean_targets * examples as f64).round() as u64,
         real_tokens_per_s: outcome.tokens_per_s(),
         gemm_share,
         loss: outcome

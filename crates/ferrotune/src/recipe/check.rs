@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ferrotune_precision::{ComputeDtype, DtypePolicy};
 use ferrotune_trainer::{Schedule, SchedulerType};
 
 use super::config::Recipe;
@@ -83,6 +84,35 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
                  `eval_steps`",
                 training.eval_strategy
             ),
+        );
+    }
+    if training.eval_strategy == "no" && training.eval_delay > 0.0 {
+        contradiction(
+            ["training.eval_delay", "training.eval_strategy"],
+            format!(
+                "`training.eval_delay` is {}, but `training.eval_strategy` is \"no\"; use \"steps\" or \"epoch\", or remove \
+                 `eval_delay`",
+                training.eval_delay
+            ),
+        );
+    }
+    for (key, is_asked_for, dtype) in [
+        ("training.bf16", training.bf16, ComputeDtype::Bf16),
+        ("training.fp16", training.fp16, ComputeDtype::F16),
+    ] {
+        if let (true, Err(error)) = (is_asked_for, DtypePolicy::for_compute(dtype)) {
+            contradiction(
+                [key, "runtime.compute_dtype"],
+                format!("`{key}` is true, but {error}, and remove `{key}`"),
+            );
+        }
+    }
+    if training.gradient_checkpointing {
+        contradiction(
+            ["training.gradient_checkpointing", "training.per_device_train_batch_size"],
+            "`training.gradient_checkpointing` is true, but activations are kept, not computed again; remove it, and if memory is \
+             short lower `training.per_device_train_batch_size` or `data.max_length`"
+                .to_owned(),
         );
     }
     let output = plain(&recipe.output_dir);

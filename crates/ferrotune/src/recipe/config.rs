@@ -10,7 +10,8 @@ use super::check;
 use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
 use super::schema::{
-    COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS, SAVE_STRATEGIES,
+    COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
+    SAVE_STRATEGIES,
 };
 use super::sections::{
     ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection,
@@ -37,6 +38,9 @@ pub struct Recipe {
     pub overwrite_output_dir: bool,
     /// The seed of everything random: order of the data, initial adapter, dropout. Default: 42.
     pub seed: u64,
+    /// The seed of the order of the data alone. Default: `seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_seed: Option<u64>,
     /// The model that is fine-tuned.
     pub model: ModelSection,
     /// The data files.
@@ -70,6 +74,7 @@ impl Recipe {
             output_dir: output_dir.into(),
             overwrite_output_dir: false,
             seed: 42,
+            data_seed: None,
             model: ModelSection { path: model.into() },
             data: DataSection::new(train),
             lora: LoraSection::default(),
@@ -186,6 +191,7 @@ fn read(source: &Source, problems: &mut Vec<Problem>) -> Recipe {
     let output_dir = s.required("output_dir", Reader::path).unwrap_or_default();
     let overwrite_output_dir = s.boolean("overwrite_output_dir");
     let seed = s.count("seed", 0);
+    let data_seed = s.count("data_seed", 0);
 
     let model = reader.at("model").required("path", Reader::path).unwrap_or_default();
 
@@ -205,6 +211,7 @@ fn read(source: &Source, problems: &mut Vec<Problem>) -> Recipe {
     set(&mut recipe.data.on_error, on_error.and_then(|name| OnError::from_name(&name)));
     set(&mut recipe.overwrite_output_dir, overwrite_output_dir);
     set(&mut recipe.seed, seed.map(|seed| seed as u64));
+    recipe.data_seed = data_seed.map(|seed| seed as u64);
 
     read_lora(reader.at("lora"), &mut recipe.lora);
     read_training(reader.at("training"), &mut recipe.training);
@@ -250,8 +257,14 @@ fn read_training(s: &mut Reader<'_>, training: &mut TrainingSection) {
     set(&mut training.num_train_epochs, s.number("num_train_epochs", "a number above 0", positive));
     set(&mut training.per_device_train_batch_size, s.count("per_device_train_batch_size", 1));
     set(&mut training.gradient_accumulation_steps, s.count("gradient_accumulation_steps", 1));
+    set(&mut training.dataloader_drop_last, s.boolean("dataloader_drop_last"));
     set(&mut training.learning_rate, s.number("learning_rate", "a number above 0", positive));
     set(&mut training.weight_decay, s.number("weight_decay", "a number of at least 0", not_negative));
+    let beta = |value: f64| (0.0..1.0).contains(&value);
+    let expected = "a number of at least 0 and below 1";
+    set(&mut training.adam_beta1, s.number("adam_beta1", expected, beta));
+    set(&mut training.adam_beta2, s.number("adam_beta2", expected, beta));
+    set(&mut training.adam_epsilon, s.number("adam_epsilon", "a number of at least 0", not_negative));
     let expected = "a whole number of steps, or a share of all steps of at least 0 and below 1";
     let warmup = s.number("warmup_steps", expected, |steps| {
         (0.0..1.0).contains(&steps) || (1.0..1e15).contains(&steps) && steps.fract() == 0.0
@@ -260,14 +273,24 @@ fn read_training(s: &mut Reader<'_>, training: &mut TrainingSection) {
     set(&mut training.lr_scheduler_type, s.choice("lr_scheduler_type", LR_SCHEDULER_TYPES));
     let expected = "an integer of at least 1, or -1 for no limit";
     set(&mut training.max_steps, s.integer("max_steps", expected, |steps| steps == -1 || steps >= 1));
+    set(&mut training.logging_strategy, s.choice("logging_strategy", LOGGING_STRATEGIES));
     set(&mut training.logging_steps, s.count("logging_steps", 1));
+    set(&mut training.logging_first_step, s.boolean("logging_first_step"));
     set(&mut training.eval_strategy, s.choice("eval_strategy", EVAL_STRATEGIES));
     let expected = "a whole number of steps, or a share of all steps above 0 and below 1";
     training.eval_steps = s.number("eval_steps", expected, |steps| {
         steps > 0.0 && steps < 1.0 || (1.0..1e15).contains(&steps) && steps.fract() == 0.0
     });
+    set(&mut training.eval_delay, s.number("eval_delay", "a number of at least 0", not_negative));
     let expected = "a number of at least 0 (0: no clipping)";
     set(&mut training.max_grad_norm, s.number("max_grad_norm", expected, not_negative));
+    let share =
+        s.number("label_smoothing_factor", "a number from 0 to 1", |share| (0.0..=1.0).contains(&share));
+    set(&mut training.label_smoothing_factor, share);
+    training.neftune_noise_alpha = s.number("neftune_noise_alpha", "a number of at least 0", not_negative);
+    set(&mut training.bf16, s.boolean("bf16"));
+    set(&mut training.fp16, s.boolean("fp16"));
+    set(&mut training.gradient_checkpointing, s.boolean("gradient_checkpointing"));
     set(&mut training.optim, s.choice("optim", OPTIMIZERS));
     training.optim_args = s.text("optim_args", "a text such as \"momentum=0.9,nesterov=true\"");
     training.loraplus_lr_ratio = s.number("loraplus_lr_ratio", "a number above 0", positive);

@@ -8,7 +8,7 @@
 //! ```toml
 //! output_dir = "runs/synopsis"     # adapter/, recipe.toml, metrics.json, predictions.jsonl, report.html
 //! overwrite_output_dir = false
-//! seed = 42
+//! seed = 42                        # data_seed: another one for the order of the data
 //!
 //! [model]
 //! path = "models/SmolLM2-135M-Instruct"
@@ -34,14 +34,22 @@
 //! num_train_epochs = 3
 //! per_device_train_batch_size = 4
 //! gradient_accumulation_steps = 8
+//! dataloader_drop_last = false
 //! learning_rate = 2e-5
 //! weight_decay = 0.01
+//! adam_beta1 = 0.9
+//! adam_beta2 = 0.999
+//! adam_epsilon = 1e-8
 //! warmup_steps = 0
 //! lr_scheduler_type = "linear"
 //! max_steps = -1
+//! logging_strategy = "steps"
 //! logging_steps = 100
+//! logging_first_step = false
 //! eval_strategy = "no"             # or "epoch", or "steps" with eval_steps = 50
+//! eval_delay = 0
 //! max_grad_norm = 1.0
+//! label_smoothing_factor = 0.0
 //!
 //! [generation]
 //! max_new_tokens = 32
@@ -83,7 +91,8 @@ pub(crate) use check::{RESULTS, inputs};
 pub use config::Recipe;
 pub use problem::{Place, Problem, ProblemKind};
 pub use schema::{
-    COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS, SAVE_STRATEGIES,
+    COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
+    SAVE_STRATEGIES,
 };
 pub use sections::{
     DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, ResumeFromCheckpoint,

@@ -6,7 +6,7 @@ use ferrotune_trainer::{IntervalStrategy, OptimizerName, SaveStrategy, Scheduler
 
 /// Every section with its keys; `""` is the top of the file.
 pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
-    ("", &["output_dir", "overwrite_output_dir", "seed"]),
+    ("", &["output_dir", "overwrite_output_dir", "seed", "data_seed"]),
     ("model", &["path"]),
     (
         "data",
@@ -29,15 +29,27 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
             "num_train_epochs",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
+            "dataloader_drop_last",
             "learning_rate",
             "weight_decay",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
             "warmup_steps",
             "lr_scheduler_type",
             "max_steps",
+            "logging_strategy",
             "logging_steps",
+            "logging_first_step",
             "eval_strategy",
             "eval_steps",
+            "eval_delay",
             "max_grad_norm",
+            "label_smoothing_factor",
+            "neftune_noise_alpha",
+            "bf16",
+            "fp16",
+            "gradient_checkpointing",
             "optim",
             "optim_args",
             "loraplus_lr_ratio",
@@ -83,6 +95,8 @@ pub const OPTIMIZERS: &[&str] = names_of!(OptimizerName);
 pub const EVAL_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
 /// When a checkpoint is written: what `training.save_strategy` takes, by transformers' names.
 pub const SAVE_STRATEGIES: &[&str] = names_of!(SaveStrategy);
+/// When the loss is recorded: what `training.logging_strategy` takes, by transformers' names.
+pub const LOGGING_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.

@@ -116,12 +116,23 @@ pub struct TrainingSection {
     pub per_device_train_batch_size: usize,
     /// Forward passes whose gradients make one optimizer step. Default: 8.
     pub gradient_accumulation_steps: usize,
+    /// Whether the examples of an epoch that do not fill a forward pass are left out. Default: false.
+    pub dataloader_drop_last: bool,
     /// The peak learning rate. Default: 2e-5.
     #[serde(serialize_with = "number")]
     pub learning_rate: f64,
     /// Weight decay of the adapter. Default: 0.01.
     #[serde(serialize_with = "number")]
     pub weight_decay: f64,
+    /// AdamW: the decay of the mean of the gradients. Default: 0.9.
+    #[serde(serialize_with = "number")]
+    pub adam_beta1: f64,
+    /// AdamW: the decay of the mean of their squares. Default: 0.999.
+    #[serde(serialize_with = "number")]
+    pub adam_beta2: f64,
+    /// AdamW: what is added to the denominator of the update. Default: 1e-8.
+    #[serde(serialize_with = "number")]
+    pub adam_epsilon: f64,
     /// Steps in which the learning rate rises from zero to its peak; below 1 it is a share of all steps, as in
     /// transformers. Default: 0.
     #[serde(serialize_with = "number")]
@@ -131,8 +142,13 @@ pub struct TrainingSection {
     pub lr_scheduler_type: String,
     /// Stop after so many optimizer steps; -1: after `num_train_epochs`. Default: -1.
     pub max_steps: i64,
-    /// Record the loss every so many steps. Default: 100.
+    /// When the loss is recorded: one of [`LOGGING_STRATEGIES`](super::LOGGING_STRATEGIES). After the last step it always is.
+    /// Default: `"steps"`.
+    pub logging_strategy: String,
+    /// Record it every so many steps if `logging_strategy` is `"steps"`. Default: 100.
     pub logging_steps: usize,
+    /// Whether it is recorded after the first step, too. Default: false.
+    pub logging_first_step: bool,
     /// When the validation loss is measured between the first step and the last: one of
     /// [`EVAL_STRATEGIES`](super::EVAL_STRATEGIES). Before the first step and after the last one it always is, if there
     /// is a validation file. Default: `"no"`.
@@ -141,9 +157,25 @@ pub struct TrainingSection {
     /// `logging_steps`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_number")]
     pub eval_steps: Option<f64>,
+    /// The steps, for `"epoch"` the epochs, before which `eval_strategy` measures nothing. Default: 0.
+    #[serde(serialize_with = "number")]
+    pub eval_delay: f64,
     /// Scale a step's gradient down to this norm where it is longer; 0 turns clipping off. Default: 1.
     #[serde(serialize_with = "number")]
     pub max_grad_norm: f64,
+    /// The share of a target's probability that is spread over the whole vocabulary, in the loss of training and of validation.
+    /// Default: 0.
+    #[serde(serialize_with = "number")]
+    pub label_smoothing_factor: f64,
+    /// NEFTune: noise on the embeddings in training, within this by the root of the numbers of a sequence. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_number")]
+    pub neftune_noise_alpha: Option<f64>,
+    /// Products in bf16. `true` is refused: everything is computed in f32. Default: false.
+    pub bf16: bool,
+    /// Products in f16. `true` is refused: everything is computed in f32. Default: false.
+    pub fp16: bool,
+    /// Activations computed again in the backward pass. `true` is refused: they are kept. Default: false.
+    pub gradient_checkpointing: bool,
     /// The optimizer: one of [`OPTIMIZERS`](super::OPTIMIZERS). Default: `"adamw_torch_fused"`.
     pub optim: String,
     /// What else the optimizer is told, as in `"momentum=0.9,nesterov=true"`. Default: nothing.
@@ -197,15 +229,27 @@ impl Default for TrainingSection {
             num_train_epochs: 3.0,
             per_device_train_batch_size: 4,
             gradient_accumulation_steps: 8,
+            dataloader_drop_last: false,
             learning_rate: 2e-5,
             weight_decay: 0.01,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
             warmup_steps: 0.0,
             lr_scheduler_type: "linear".to_owned(),
             max_steps: -1,
+            logging_strategy: "steps".to_owned(),
             logging_steps: 100,
+            logging_first_step: false,
             eval_strategy: "no".to_owned(),
             eval_steps: None,
+            eval_delay: 0.0,
             max_grad_norm: 1.0,
+            label_smoothing_factor: 0.0,
+            neftune_noise_alpha: None,
+            bf16: false,
+            fp16: false,
+            gradient_checkpointing: false,
             optim: "adamw_torch_fused".to_owned(),
             optim_args: None,
             loraplus_lr_ratio: None,

@@ -25,6 +25,11 @@ fn contradictions_are_refused_with_their_place() {
              use \"steps\", or remove `eval_steps`",
         ),
         (
+            &["data.validation=v", "training.eval_delay=5"],
+            "--set training.eval_delay=5: `training.eval_delay` is 5, but `training.eval_strategy` is \"no\"; use \"steps\" or \
+             \"epoch\", or remove `eval_delay`",
+        ),
+        (
             &["data.max_validation=5"],
             "--set data.max_validation=5: `data.max_validation` limits a file that is not given; add `data.validation`, or remove it",
         ),
@@ -52,6 +57,20 @@ fn contradictions_are_refused_with_their_place() {
     assert!(with(&["data.test=t", "data.max_test=5"]).is_ok());
     // A key that is wrong by itself contradicts nothing.
     assert_eq!(problems(with(&["data.max_test=5", "data.test=1"])).len(), 1);
+}
+
+#[test]
+fn what_is_not_computed_yet_is_refused_with_what_to_do_instead() {
+    for (key, remedy) in [
+        ("training.bf16", "use compute_dtype = \"f32\", and remove `training.bf16`"),
+        ("training.fp16", "use compute_dtype = \"f32\", and remove `training.fp16`"),
+        ("training.gradient_checkpointing", "lower `training.per_device_train_batch_size`"),
+    ] {
+        let found = problems(with(&[&format!("{key}=true")]));
+        assert!(found.len() == 1 && found[0].contains(key) && found[0].contains(remedy), "{found:?}");
+        assert!(with(&[&format!("{key}=false")]).is_ok());
+    }
+    assert_eq!(problems(with(&["training.bf16=true", "training.fp16=true"])).len(), 2);
 }
 
 #[test]

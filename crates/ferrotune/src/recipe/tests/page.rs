@@ -105,6 +105,7 @@ fn the_choices_are_all_there() {
         ("data.truncation", &Truncation::ALL.map(Truncation::name)[..]),
         ("data.on_error", &OnError::ALL.map(OnError::name)),
         ("training.lr_scheduler_type", LR_SCHEDULER_TYPES),
+        ("training.logging_strategy", LOGGING_STRATEGIES),
         ("training.eval_strategy", EVAL_STRATEGIES),
         ("training.optim", OPTIMIZERS),
         ("training.save_strategy", SAVE_STRATEGIES),

@@ -229,6 +229,9 @@ mod tests {
         let half = Tensor::from_slice(&[1.0f32]).to_kind(Kind::Half);
         let found = scaler.unscale([&Tensor::from(1.0f32), &half]);
         assert!(matches!(found, Err(Error::HalfGradient { index: 1 })));
+        // libtorch compares no sparse tensors.
+        let sparse = Tensor::from_slice(&[1.0f32]).to_sparse_sparse_dim(1);
+        assert!(matches!(scaler.unscale([&sparse]), Err(Error::Torch { .. })));
         let fresh = GradScalerState::default();
         for (field, state) in [
             ("scale", GradScalerState { scale: f32::NAN, ..fresh }),

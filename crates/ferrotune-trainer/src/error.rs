@@ -27,19 +27,22 @@ impl fmt::Display for Place {
         }
         match self.examples.as_slice() {
             [] => Ok(()),
-            examples => write!(f, ", examples: {}", Listed(examples)),
+            examples => write!(f, ", examples: {}", Listed(examples, SHOWN)),
         }
     }
 }
 
-/// The first names of a list that may be long.
-struct Listed<'a>(&'a [String]);
+/// The first names of a list that may be long, so many of them.
+pub(crate) struct Listed<'a>(pub(crate) &'a [String], pub(crate) usize);
+
+/// How many names an error shows.
+const SHOWN: usize = 32;
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 32;
-        f.write_str(&self.0.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", "))?;
-        if self.0.len() > SHOWN { write!(f, " and {} more", self.0.len() - SHOWN) } else { Ok(()) }
+        let Self(names, shown) = *self;
+        f.write_str(&names.iter().take(shown).map(String::as_str).collect::<Vec<_>>().join(", "))?;
+        if names.len() > shown { write!(f, " and {} more", names.len() - shown) } else { Ok(()) }
     }
 }
 
@@ -123,7 +126,7 @@ pub enum Error {
     /// The set of gradients is not the expected one.
     #[error(
         "{count} trainable parameter(s) got no gradient {place}: {}; the loss does not depend on them",
-        Listed(parameters), count = parameters.len()
+        Listed(parameters, SHOWN), count = parameters.len()
     )]
     MissingGradient {
         /// The parameters without a gradient.
@@ -134,7 +137,7 @@ pub enum Error {
     /// A gradient has a NaN or an infinite element, or a norm beyond what its dtype holds.
     #[error(
         "the gradient of {} of the parameters is not finite {place}: {}; lower the learning rate or look at the examples",
-        parameters.len(), Listed(parameters)
+        parameters.len(), Listed(parameters, SHOWN)
     )]
     NonFiniteGradient {
         /// The parameters whose gradient is not finite.
@@ -145,7 +148,7 @@ pub enum Error {
     /// A parameter has a NaN or an infinite element after the last update, though the gradients were finite.
     #[error(
         "{} of the parameters are not finite after the update {place}: {}; lower the learning rate",
-        parameters.len(), Listed(parameters)
+        parameters.len(), Listed(parameters, SHOWN)
     )]
     NonFiniteParameter {
         /// The parameters that are not finite.

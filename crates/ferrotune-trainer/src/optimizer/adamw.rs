@@ -6,11 +6,11 @@
 //! Loshchilov and Hutter 2019, arXiv:1711.05101.
 
 use ferrotune_kernels::{AdamWParameter, AdamWStep, adamw_step};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use super::parameter_group::Grouped;
 use super::{Optimizer, OptimizerState, ParameterGroup, copies, matched, zeros};
 use crate::error::Context;
-use crate::gradient::check_parameters;
 use crate::{Gradients, Result, TrainingArguments};
 
 /// The constants of [`AdamW`].
@@ -65,8 +65,7 @@ impl From<&TrainingArguments> for AdamWOptions {
 #[derive(Debug)]
 pub struct AdamW {
     options: AdamWOptions,
-    parameters: Vec<(String, Tensor)>,
-    groups: Vec<ParameterGroup>,
+    grouped: Grouped,
     exp_avg: Vec<Tensor>,
     exp_avg_sq: Vec<Tensor>,
     steps: usize,
@@ -84,22 +83,21 @@ impl AdamW {
     /// [`Error::UnfitParameter`](crate::Error::UnfitParameter) for one that is frozen, not a leaf or not `f32`;
     /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
     pub fn new(parameters: Vec<(String, Tensor)>, options: AdamWOptions) -> Result<Self> {
-        check_parameters(&parameters, Kind::Float)?;
-        let moments = || parameters.iter().map(|(_, parameter)| zeros(parameter)).collect::<Result<Vec<_>>>();
+        let grouped = Grouped::new(parameters, options.weight_decay)?;
+        let moments =
+            || grouped.parameters.iter().map(|(_, parameter)| zeros(parameter)).collect::<Result<Vec<_>>>();
         let (exp_avg, exp_avg_sq) = (moments()?, moments()?);
-        let groups =
-            parameters.iter().map(|(name, _)| ParameterGroup::of(name, options.weight_decay)).collect();
-        Ok(Self { options, parameters, groups, exp_avg, exp_avg_sq, steps: 0 })
+        Ok(Self { options, grouped, exp_avg, exp_avg_sq, steps: 0 })
     }
 
     /// Clears the gradients that a plain `backward()` leaves in the parameters (to zero, as tch does). [`Gradients::backward`]
     /// leaves none there.
     ///
     /// # Errors
-    /// [`Error::Torch`] if libtorch fails.
+    /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
     pub fn zero_grad(&mut self) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        for (_, parameter) in &self.parameters {
+        for (_, parameter) in &self.grouped.parameters {
             let mut gradient = parameter.f_grad().context("clearing a gradient")?;
             if gradient.defined() {
                 let _ = gradient.f_detach_().and_then(|mut g| g.f_zero_()).context("clearing a gradient")?;
@@ -111,20 +109,21 @@ impl AdamW {
 
 impl Optimizer for AdamW {
     fn parameters(&self) -> &[(String, Tensor)] {
-        &self.parameters
+        &self.grouped.parameters
     }
 
     fn set_groups(&mut self, rule: &dyn Fn(&str, &Tensor) -> ParameterGroup) {
-        self.groups = self.parameters.iter().map(|(name, parameter)| rule(name, parameter)).collect();
+        self.grouped.set(rule);
     }
 
     fn step_scaled(&mut self, gradients: &Gradients, learning_rate: f64, gradient_scale: f64) -> Result<()> {
-        let tensors = matched(&self.parameters, gradients)?;
+        let tensors = matched(&self.grouped.parameters, gradients)?;
         let AdamWOptions { beta1, beta2, epsilon, .. } = self.options;
         // One pass for all parameters of one rate.
         let mut passes: Vec<(f64, Vec<AdamWParameter<'_>>)> = Vec::new();
         let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
-        let parameters = self.parameters.iter_mut().zip(moments).zip(&self.groups).zip(tensors);
+        let parameters =
+            self.grouped.parameters.iter_mut().zip(moments).zip(&self.grouped.groups).zip(tensors);
         for ((((_, parameter), (exp_avg, exp_avg_sq)), group), gradient) in parameters {
             let ParameterGroup { learning_rate_factor, weight_decay } = *group;
             let parameter = AdamWParameter { parameter, exp_avg, exp_avg_sq, gradient, weight_decay };
@@ -145,16 +144,17 @@ impl Optimizer for AdamW {
 
     fn state(&self) -> Result<OptimizerState> {
         let moments = self.exp_avg.iter().zip(&self.exp_avg_sq);
-        let tensors = self.parameters.iter().zip(moments).flat_map(|((name, _), (exp_avg, exp_avg_sq))| {
-            [(format!("{name}.{EXP_AVG}"), exp_avg), (format!("{name}.{EXP_AVG_SQ}"), exp_avg_sq)]
-        });
+        let tensors =
+            self.grouped.parameters.iter().zip(moments).flat_map(|((name, _), (exp_avg, exp_avg_sq))| {
+                [(format!("{name}.{EXP_AVG}"), exp_avg), (format!("{name}.{EXP_AVG_SQ}"), exp_avg_sq)]
+            });
         Ok(OptimizerState { step: self.steps, tensors: copies(tensors)? })
     }
 
     fn load_state(&mut self, state: &OptimizerState) -> Result<()> {
-        state.check_names(&self.parameters, &[EXP_AVG, EXP_AVG_SQ])?;
-        let exp_avg = state.copies(&self.parameters, EXP_AVG)?;
-        let exp_avg_sq = state.copies(&self.parameters, EXP_AVG_SQ)?;
+        state.check_names(&self.grouped.parameters, &[EXP_AVG, EXP_AVG_SQ])?;
+        let exp_avg = state.copies(&self.grouped.parameters, EXP_AVG)?;
+        let exp_avg_sq = state.copies(&self.grouped.parameters, EXP_AVG_SQ)?;
         (self.exp_avg, self.exp_avg_sq, self.steps) = (exp_avg, exp_avg_sq, state.step);
         Ok(())
     }

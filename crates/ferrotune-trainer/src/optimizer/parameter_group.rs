@@ -1,8 +1,9 @@
 //! What differs between the parameters of one optimizer.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::TrainingArguments;
+use crate::gradient::check_parameters;
+use crate::{Result, TrainingArguments};
 
 /// How a parameter is treated.
 ///
@@ -30,6 +31,28 @@ impl ParameterGroup {
     /// The learning rate as it is, and `weight_decay` if the parameter of this name [decays](decays).
     pub fn of(name: &str, weight_decay: f64) -> Self {
         Self { learning_rate_factor: 1.0, weight_decay: if decays(name) { weight_decay } else { 0.0 } }
+    }
+}
+
+/// The parameters of an optimizer with the group of each.
+#[derive(Debug)]
+pub(super) struct Grouped {
+    pub(super) parameters: Vec<(String, Tensor)>,
+    pub(super) groups: Vec<ParameterGroup>,
+}
+
+impl Grouped {
+    /// Parameters that can be trained, in the groups of [`ParameterGroup::of`].
+    pub(super) fn new(parameters: Vec<(String, Tensor)>, weight_decay: f64) -> Result<Self> {
+        check_parameters(&parameters, Kind::Float)?;
+        let mut grouped = Self { parameters, groups: Vec::new() };
+        grouped.set(&|name, _| ParameterGroup::of(name, weight_decay));
+        Ok(grouped)
+    }
+
+    /// Gives each parameter the group that `rule` finds.
+    pub(super) fn set(&mut self, rule: &dyn Fn(&str, &Tensor) -> ParameterGroup) {
+        self.groups = self.parameters.iter().map(|(name, parameter)| rule(name, parameter)).collect();
     }
 }
 

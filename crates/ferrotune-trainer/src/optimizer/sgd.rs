@@ -1,10 +1,10 @@
 //! Stochastic gradient descent with momentum.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use super::parameter_group::Grouped;
 use super::{Optimizer, OptimizerState, ParameterGroup, copies, matched, zeros};
 use crate::error::Context;
-use crate::gradient::check_parameters;
 use crate::{Error, Gradients, Result, TrainingArguments};
 
 /// The constants of [`Sgd`].
@@ -87,8 +87,7 @@ impl TryFrom<&TrainingArguments> for SgdOptions {
 #[derive(Debug)]
 pub struct Sgd {
     options: SgdOptions,
-    parameters: Vec<(String, Tensor)>,
-    groups: Vec<ParameterGroup>,
+    grouped: Grouped,
     /// Empty without momentum.
     buffers: Vec<Tensor>,
     steps: usize,
@@ -104,7 +103,7 @@ impl Sgd {
     /// [`Error::DuplicateParameter`], [`Error::UnfitParameter`] for one that is frozen, not a leaf or not `f32`; [`Error::Torch`] if
     /// libtorch fails.
     pub fn new(parameters: Vec<(String, Tensor)>, options: SgdOptions) -> Result<Self> {
-        check_parameters(&parameters, Kind::Float)?;
+        let grouped = Grouped::new(parameters, options.weight_decay)?;
         if options.nesterov && (options.momentum == 0.0 || options.dampening != 0.0) {
             return Err(Error::InvalidArgument {
                 field: "optim_args",
@@ -114,30 +113,30 @@ impl Sgd {
         }
         let buffers = match options.momentum {
             0.0 => Vec::new(),
-            _ => parameters.iter().map(|(_, parameter)| zeros(parameter)).collect::<Result<_>>()?,
+            _ => grouped.parameters.iter().map(|(_, parameter)| zeros(parameter)).collect::<Result<_>>()?,
         };
-        let groups =
-            parameters.iter().map(|(name, _)| ParameterGroup::of(name, options.weight_decay)).collect();
-        Ok(Self { options, parameters, groups, buffers, steps: 0 })
+        Ok(Self { options, grouped, buffers, steps: 0 })
     }
 }
 
 impl Optimizer for Sgd {
     fn parameters(&self) -> &[(String, Tensor)] {
-        &self.parameters
+        &self.grouped.parameters
     }
 
     fn set_groups(&mut self, rule: &dyn Fn(&str, &Tensor) -> ParameterGroup) {
-        self.groups = self.parameters.iter().map(|(name, parameter)| rule(name, parameter)).collect();
+        self.grouped.set(rule);
     }
 
     fn step_scaled(&mut self, gradients: &Gradients, learning_rate: f64, gradient_scale: f64) -> Result<()> {
-        let tensors = matched(&self.parameters, gradients)?;
+        let tensors = matched(&self.grouped.parameters, gradients)?;
         let SgdOptions { momentum, dampening, nesterov, .. } = self.options;
         let first = self.steps == 0;
         let _no_grad = tch::no_grad_guard();
         let mut buffers = self.buffers.iter_mut();
-        for (((_, parameter), group), gradient) in self.parameters.iter_mut().zip(&self.groups).zip(tensors) {
+        for (((_, parameter), group), gradient) in
+            self.grouped.parameters.iter_mut().zip(&self.grouped.groups).zip(tensors)
+        {
             let mut update = || {
                 let mut direction = gradient.f_mul_scalar(gradient_scale)?;
                 if group.weight_decay != 0.0 {
@@ -167,16 +166,16 @@ impl Optimizer for Sgd {
     }
 
     fn state(&self) -> Result<OptimizerState> {
-        let buffers = self.parameters.iter().zip(&self.buffers);
+        let buffers = self.grouped.parameters.iter().zip(&self.buffers);
         let tensors = copies(buffers.map(|((name, _), buffer)| (format!("{name}.{BUFFER}"), buffer)))?;
         Ok(OptimizerState { step: self.steps, tensors })
     }
 
     fn load_state(&mut self, state: &OptimizerState) -> Result<()> {
         let kinds: &[&str] = if self.buffers.is_empty() { &[] } else { &[BUFFER] };
-        state.check_names(&self.parameters, kinds)?;
+        state.check_names(&self.grouped.parameters, kinds)?;
         if !self.buffers.is_empty() {
-            self.buffers = state.copies(&self.parameters, BUFFER)?;
+            self.buffers = state.copies(&self.grouped.parameters, BUFFER)?;
         }
         self.steps = state.step;
         Ok(())

@@ -1,25 +1,23 @@
 //! Numbers as a table.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Reporter, wall_time};
+use super::{Reporter, log_file::LogFile, wall_time};
 
 /// Writes the scalars into `log.csv`, one a line: `wall_time,step,tag,value`. Texts and histograms have no place there. A file that is
 /// there is gone on with.
 #[derive(Debug)]
 pub struct CsvReporter {
-    directory: PathBuf,
-    file: Option<BufWriter<File>>,
+    file: LogFile,
 }
 
 impl CsvReporter {
     /// Writes into `directory`, which is made if it is not there.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), file: None }
+        Self { file: LogFile::new(directory.into().join("log.csv")) }
     }
 }
 
@@ -29,24 +27,15 @@ impl Reporter for CsvReporter {
     }
 
     fn start(&mut self, _hparams: &Map<String, Value>) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
-        let file = OpenOptions::new().create(true).append(true).open(self.directory.join("log.csv"))?;
-        let is_new = file.metadata()?.len() == 0;
-        let mut file = BufWriter::new(file);
-        if is_new {
-            writeln!(file, "wall_time,step,tag,value")?;
-        }
-        self.file = Some(file);
-        Ok(())
+        if self.file.open()? { self.file.line("wall_time,step,tag,value") } else { Ok(()) }
     }
 
     fn scalar(&mut self, step: usize, tag: &str, value: f64) -> io::Result<()> {
-        let file = self.file.as_mut().ok_or_else(|| io::Error::other("nothing was started"))?;
         let tag = match tag.contains(['"', ',', '\n', '\r']) {
             true => format!("\"{}\"", tag.replace('"', "\"\"")),
             false => tag.to_owned(),
         };
-        writeln!(file, "{:.3},{step},{tag},{value}", wall_time())
+        self.file.line(format_args!("{:.3},{step},{tag},{value}", wall_time()))
     }
 
     fn text(&mut self, _step: usize, _tag: &str, _text: &str) -> io::Result<()> {
@@ -58,12 +47,10 @@ impl Reporter for CsvReporter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.as_mut().map_or(Ok(()), Write::flush)
+        self.file.flush()
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        self.flush()?;
-        self.file = None;
-        Ok(())
+        self.file.close()
     }
 }

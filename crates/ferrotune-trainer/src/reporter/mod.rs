@@ -2,6 +2,7 @@
 
 mod csv;
 mod jsonl;
+mod log_file;
 mod logging_dir;
 mod protobuf;
 mod record;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::robust::median;
 use super::{Alarm, Observation, ParameterNorm, Watcher, WatcherKind};
+use crate::error::Listed;
 
 const STEPS: usize = 20;
 const TIMES_MEDIAN: f64 = 30.0;
@@ -72,13 +73,13 @@ impl DeadParameter {
         }
         match (dead.is_empty(), exploding.is_empty()) {
             (false, _) => Some(Alarm {
-                what: format!("{} of {} trainable parameters are still zero after {} steps: {}", dead.len(), norms.len(), self.steps_with_rate, shown(&dead)),
+                what: format!("{} of {} trainable parameters are still zero after {} steps: {}", dead.len(), norms.len(), self.steps_with_rate, Listed(&dead, SHOWN)),
                 advice: "nothing reaches them: check the target modules, that the layers are used in the forward pass, and that the \
                          rate of their group is not 0"
                     .into(),
             }),
             (true, false) => Some(Alarm {
-                what: format!("the norm of {} of {} trainable parameters explodes: {}", exploding.len(), norms.len(), shown(&exploding)),
+                what: format!("the norm of {} of {} trainable parameters explodes: {}", exploding.len(), norms.len(), Listed(&exploding, SHOWN)),
                 advice: "lower the learning rate, or max_grad_norm, or lora_alpha".into(),
             }),
             (true, true) => None,
@@ -104,9 +105,4 @@ impl Watcher for DeadParameter {
 /// `lora_B.weight` of `layers.0.q_proj.lora_B.weight`.
 pub(crate) fn last_name(name: &str) -> &str {
     name.rmatch_indices('.').nth(1).map_or(name, |(dot, _)| &name[dot + 1..])
-}
-
-fn shown(names: &[String]) -> String {
-    let listed = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN { format!("{listed} and {} more", names.len() - SHOWN) } else { listed }
 }

@@ -1,14 +1,11 @@
 //! A learning rate that is too high or too low.
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 
-use super::robust::{Fall, Trend, deviation};
+use super::robust::{Fall, Residuals, Trend};
 use super::{Alarm, Observation, StepSignals, Watcher, WatcherKind};
 
 const DECAY: f64 = 0.9;
-const WINDOW: usize = 64;
 /// The trend has to be known so well before its rise counts.
 const FEWEST: usize = 20;
 const RISE: f64 = 0.25;
@@ -30,7 +27,7 @@ const LONGEST: usize = 2000;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearningRate {
     trend: Trend,
-    residuals: VecDeque<f64>,
+    residuals: Residuals,
     lowest: Option<f64>,
     high_in_a_row: usize,
     /// The losses since the warm-up, until it is known whether they fall.
@@ -43,7 +40,7 @@ impl Default for LearningRate {
     fn default() -> Self {
         Self {
             trend: Trend::new(DECAY),
-            residuals: VecDeque::new(),
+            residuals: Residuals::default(),
             lowest: None,
             high_in_a_row: 0,
             losses: Vec::new(),
@@ -55,17 +52,12 @@ impl Default for LearningRate {
 
 impl LearningRate {
     fn too_high(&mut self, signals: &StepSignals) -> Option<Alarm> {
-        self.residuals.push_back(self.trend.follow(signals.loss));
-        if self.residuals.len() > WINDOW {
-            self.residuals.pop_front();
-        }
+        self.residuals.push(self.trend.follow(signals.loss));
         let trend = self.trend.value()?;
-        if self.residuals.len() < FEWEST {
-            return None;
-        }
+        let scale = self.residuals.deviation(FEWEST)?;
         let lowest = self.lowest.map_or(trend, |lowest| lowest.min(trend));
         self.lowest = Some(lowest);
-        let of_trend = deviation(self.residuals.make_contiguous()) * ((1.0 - DECAY) / (1.0 + DECAY)).sqrt();
+        let of_trend = scale * ((1.0 - DECAY) / (1.0 + DECAY)).sqrt();
         let high = trend - lowest > (RISE * lowest.abs()).max(DEVIATIONS * of_trend);
         self.high_in_a_row = if high { self.high_in_a_row + 1 } else { 0 };
         (self.high_in_a_row == IN_A_ROW).then(|| Alarm {

@@ -1,14 +1,11 @@
 //! A loss far above its own trend.
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 
-use super::robust::{Trend, deviation};
+use super::robust::{Residuals, Trend};
 use super::{Alarm, Observation, Watcher, WatcherKind};
 
 const DECAY: f64 = 0.95;
-const WINDOW: usize = 64;
 const FEWEST: usize = 30;
 /// Never in normal noise; that of small batches has longer tails.
 const DEVIATIONS: f64 = 10.0;
@@ -24,12 +21,12 @@ const FLOOR: f64 = 0.05;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LossSpike {
     trend: Trend,
-    residuals: VecDeque<f64>,
+    residuals: Residuals,
 }
 
 impl Default for LossSpike {
     fn default() -> Self {
-        Self { trend: Trend::new(DECAY), residuals: VecDeque::new() }
+        Self { trend: Trend::new(DECAY), residuals: Residuals::default() }
     }
 }
 
@@ -43,8 +40,7 @@ impl Watcher for LossSpike {
         let residual = loss - before;
         let mut alarm = None;
         let mut followed = loss;
-        if self.residuals.len() >= FEWEST {
-            let scale = deviation(self.residuals.make_contiguous());
+        if let Some(scale) = self.residuals.deviation(FEWEST) {
             followed = loss.min(before + (3.0 * scale).max(FLOOR));
             if residual > (DEVIATIONS * scale).max(SHARE * before).max(FLOOR) {
                 alarm = Some(Alarm {
@@ -59,10 +55,7 @@ impl Watcher for LossSpike {
             }
         }
         self.trend.follow(followed);
-        self.residuals.push_back(residual);
-        if self.residuals.len() > WINDOW {
-            self.residuals.pop_front();
-        }
+        self.residuals.push(residual);
         alarm
     }
 }

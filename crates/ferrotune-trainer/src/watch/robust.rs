@@ -1,5 +1,7 @@
 //! Statistics that a few wild values do not move.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 /// The median; NaN of nothing.
@@ -69,6 +71,28 @@ impl Trend {
         let before = self.value.unwrap_or(value);
         self.value = Some(before + (1.0 - self.decay) * (value - before));
         value - before
+    }
+}
+
+/// How far the last values were from their trend.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Residuals(VecDeque<f64>);
+
+impl Residuals {
+    /// Values that are remembered.
+    const WINDOW: usize = 64;
+
+    pub fn push(&mut self, residual: f64) {
+        self.0.push_back(residual);
+        if self.0.len() > Self::WINDOW {
+            self.0.pop_front();
+        }
+    }
+
+    /// Their [`deviation`], once there are `fewest` of them.
+    pub fn deviation(&mut self, fewest: usize) -> Option<f64> {
+        (self.0.len() >= fewest).then(|| deviation(self.0.make_contiguous()))
     }
 }
 

@@ -4,6 +4,7 @@
 //! tokenizer, answers prompts and scores completions; [`PackedDataset`] and [`CausalLmTask`] connect data and model to the trainer.
 
 mod advice;
+mod arguments;
 mod assistant;
 mod data;
 mod environment;
@@ -18,6 +19,7 @@ mod resume;
 mod run;
 mod run_lock;
 mod task;
+mod telling;
 
 pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};
 pub use memory::MemoryNeed;

@@ -3,12 +3,13 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Example, Examples, TokenModel, parameter, relative_distance};
+use common::{Example, Examples, TokenModel, VOCAB, parameter, relative_distance};
 use ferrotune_trainer::{
-    AdamW, AdamWOptions, Gradients, IntervalStrategy, Optimizer, Schedule, SchedulerKwargs, SchedulerType,
-    TrainPlan, Trainer, TrainingArguments, decays,
+    AdamW, AdamWOptions, BoxError, Checkpoint, Checkpointer, Gradients, IntervalStrategy, Optimizer,
+    Schedule, SchedulerKwargs, SchedulerType, TrainPlan, Trainer, TrainingArguments, decays,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -293,35 +294,74 @@ fn evaluations_come_after_the_steps_of_transformers() {
     }
 }
 
+/// Notes after which steps the trainer hands over a checkpoint.
+#[derive(Default)]
+struct Saves(RefCell<BTreeSet<usize>>);
+
+impl Checkpointer for &Saves {
+    fn save(&mut self, checkpoint: Checkpoint<'_>) -> Result<(), BoxError> {
+        assert!(self.0.borrow_mut().insert(checkpoint.state.global_step), "each step once");
+        Ok(())
+    }
+
+    fn load_best(&mut self, _: usize) -> Result<Option<Vec<(String, Tensor)>>, BoxError> {
+        Ok(None)
+    }
+}
+
 #[test]
-fn logs_evaluations_and_checkpoints_come_after_the_steps_of_transformers() {
+fn logs_evaluations_and_checkpoints_come_after_the_steps_of_transformers_in_the_plan_and_in_the_run() {
     #[derive(Deserialize)]
     struct Row {
         examples: usize,
         arguments: TrainingArguments,
         steps: usize,
-        logged: BTreeSet<usize>,
+        /// Step, epoch and learning rate.
+        logged: Vec<(usize, f64, f64)>,
         ended: usize,
         evaluated: BTreeSet<usize>,
         saved: BTreeSet<usize>,
     }
     let rows: Vec<Row> = serde_json::from_value(fixture::<Value>("run_plan")["rows"].take()).unwrap();
     assert_eq!(rows.len(), 12);
-    for mut row in rows {
-        let plan = row.arguments.plan(row.examples).unwrap();
-        let after = |due: fn(&TrainPlan, usize) -> bool| {
+    for Row { examples, arguments, steps, logged, ended, mut evaluated, saved } in rows {
+        let plan = arguments.plan(examples).unwrap();
+        assert_eq!((plan.max_steps, ended), (steps, steps));
+        let mut log_steps: BTreeSet<usize> = logged.iter().map(|(step, ..)| *step).collect();
+        // The record of the last step, which is of the whole run there.
+        log_steps.insert(ended);
+        if arguments.eval_strategy == IntervalStrategy::No {
+            // Ours alone.
+            evaluated.insert(plan.max_steps);
+        }
+        let planned = |due: fn(&TrainPlan, usize) -> bool| {
             (0..=plan.max_steps).filter(|&step| due(&plan, step)).collect::<BTreeSet<usize>>()
         };
-        assert_eq!(plan.max_steps, row.steps);
-        // The record of the last step, which is of the whole run there.
-        row.logged.insert(row.ended);
-        assert_eq!(after(TrainPlan::logs_after), row.logged, "logs of {:?}", row.arguments);
-        assert_eq!(after(TrainPlan::saves_after), row.saved, "checkpoints of {:?}", row.arguments);
-        if row.arguments.eval_strategy == IntervalStrategy::No {
-            // Ours alone.
-            row.evaluated.insert(plan.max_steps);
+        assert_eq!(planned(TrainPlan::logs_after), log_steps, "logs of {arguments:?}");
+        assert_eq!(planned(TrainPlan::saves_after), saved, "checkpoints of {arguments:?}");
+        assert_eq!(planned(TrainPlan::evaluates_after), evaluated, "evaluations of {arguments:?}");
+
+        let data = |count: usize| {
+            Examples::new((0..count as i64).map(|i| Example::new(&[i % VOCAB, 1, 2], 1)).collect())
+        };
+        let (train, validation, saves) = (data(examples), data(1), Saves::default());
+        let model = TokenModel::small();
+        let mut trainer = Trainer::new(&model, arguments.clone(), &train)
+            .unwrap()
+            .with_validation(&validation)
+            .with_checkpointer(&saves);
+        let outcome = trainer.train().unwrap();
+        assert_eq!(outcome.global_step, steps, "{arguments:?}");
+        let found: Vec<usize> = outcome.history.iter().map(|record| record.step).collect();
+        assert_eq!(found, Vec::from_iter(log_steps), "records of {arguments:?}");
+        for (step, epoch, learning_rate) in logged {
+            let record = outcome.history.iter().find(|record| record.step == step).unwrap();
+            assert!((record.epoch - epoch).abs() < 1e-12, "{record:?} {epoch}");
+            assert!((record.learning_rate - learning_rate).abs() < 1e-16, "{record:?} {learning_rate}");
         }
-        assert_eq!(after(TrainPlan::evaluates_after), row.evaluated, "evaluations of {:?}", row.arguments);
+        let found: Vec<usize> = outcome.evaluations.iter().map(|record| record.step).collect();
+        assert_eq!(found, Vec::from_iter(evaluated), "evaluations done of {arguments:?}");
+        assert_eq!(*saves.0.borrow(), saved, "checkpoints handed over of {arguments:?}");
     }
 }
 

@@ -1,0 +1,102 @@
+//! A hundred optimizer steps held to transformers.Trainer with PEFT: the loss, the rate and the gradient norm of each.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the allowance for tests does not reach their helpers"
+)]
+
+use ferrotune::{
+    data::{Source, Tokenized},
+    job::{CausalLmTask, PackedDataset},
+    lora,
+    models::CausalLm,
+    tch::{Device, Kind},
+    trainer::{LogEntry, Trainer, TrainingArguments},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+
+#[derive(Deserialize)]
+struct Row {
+    input_ids: Vec<u32>,
+    labels: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    step: usize,
+    epoch: f64,
+    loss: f64,
+    learning_rate: f64,
+    grad_norm: f64,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    base: PathBuf,
+    arguments: TrainingArguments,
+    steps: Vec<Step>,
+}
+
+fn json<T: DeserializeOwned>(path: PathBuf) -> T {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The recorded run: the committed one, or another that the fixture's script wrote to the folder that `HUNDRED_STEPS` names.
+fn folder() -> PathBuf {
+    std::env::var_os("HUNDRED_STEPS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hundred_steps"),
+        PathBuf::from,
+    )
+}
+
+#[test]
+fn every_step_equals_transformers_with_peft() {
+    let folder = folder();
+    let Expected { base, arguments, steps } = json(folder.join("expected.json"));
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ferrotune-models/tests/fixtures/decoder");
+    let mut model = CausalLm::load(&fixtures.join(base), Device::Cpu, Kind::Float).unwrap();
+    let adapter = lora::load(&mut model, "default", 0, folder.join("initial"), true).unwrap();
+    let rows: Vec<Row> = json(folder.join("rows.json"));
+    let rows = rows.into_iter().enumerate().map(|(line, Row { input_ids, labels })| Tokenized {
+        input_ids,
+        labels,
+        source: Source { file: Path::new("rows.json").into(), line: line + 1 },
+    });
+    let dataset = PackedDataset::new(rows.collect(), arguments.seed);
+    let task = CausalLmTask::new(&model, &adapter);
+    let max_grad_norm = arguments.max_grad_norm;
+    let mut trainer = Trainer::new(&task, arguments, &dataset).unwrap();
+    let outcome = trainer.train().unwrap();
+
+    assert_eq!((outcome.history.len(), steps.len()), (100, 100));
+    assert_eq!(trainer.state().log_history.len(), 100, "and nothing besides");
+    assert!(trainer.state().log_history.iter().all(|entry| matches!(entry, LogEntry::Train(_))));
+    let mut largest = [("loss", 0.0, 0), ("learning_rate", 0.0, 0), ("grad_norm", 0.0, 0)];
+    for (ours, reference) in outcome.history.iter().zip(&steps) {
+        assert_eq!(ours.step, reference.step);
+        assert!((ours.epoch - reference.epoch).abs() < 1e-12, "epoch of step {}", ours.step);
+        let pairs = [
+            (ours.loss, reference.loss),
+            (ours.learning_rate, reference.learning_rate),
+            (ours.grad_norm, reference.grad_norm),
+        ];
+        for ((_, largest, step), (ours, expected)) in largest.iter_mut().zip(pairs) {
+            // The rate of the first step is 0.
+            let difference = (ours - expected).abs() / expected.abs().max(1e-12);
+            if difference > *largest {
+                (*largest, *step) = (difference, reference.step);
+            }
+        }
+    }
+    for (what, difference, step) in largest {
+        println!("{what}: largest relative difference {difference:.1e}, at step {step}");
+    }
+    for ((what, difference, step), tolerance) in largest.into_iter().zip([1e-4, 1e-12, 1e-3]) {
+        assert!(difference < tolerance, "{what}: {difference:e} at step {step}");
+    }
+    let clipped = steps.iter().filter(|step| step.grad_norm > max_grad_norm).count();
+    assert!((5..95).contains(&clipped), "{clipped} steps were clipped");
+    assert!(steps[99].loss < 0.9 * steps[0].loss, "it learned");
+}

@@ -10,7 +10,7 @@ use crate::{
     recipe::{Recipe, TargetModules},
     report::{
         Lengths, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
-        ValidationStep,
+        ValidationStep, WatcherMark,
     },
 };
 use ferrotune_data::{Preflight, Tokenized};
@@ -67,6 +67,15 @@ pub(super) fn train_metrics(
                 loss: record.loss,
                 learning_rate: record.learning_rate,
                 grad_norm: record.grad_norm,
+            })
+            .collect(),
+        findings: outcome
+            .findings
+            .iter()
+            .map(|finding| WatcherMark {
+                step: finding.step as u64,
+                watcher: finding.watcher.to_string(),
+                what: format!("{}; {}", finding.what, finding.advice),
             })
             .collect(),
     }

@@ -6,7 +6,7 @@ use crate::{
     progress::{Step, Validated},
 };
 use ferrotune_precision::peak_rss_mib;
-use ferrotune_trainer::{BoxError, Callback, EvaluationRecord, StepRecord};
+use ferrotune_trainer::{BoxError, Callback, EvaluationRecord, Finding, StepRecord};
 use std::sync::{Mutex, PoisonError};
 
 /// Hands the trainer's events to the observer.
@@ -41,6 +41,12 @@ impl Callback for Tell<'_, '_> {
             observer.note(&format!("memory    {peak:.0} MiB at the peak so far, with the first step done"));
         }
         Ok(limit.measure()?)
+    }
+
+    fn on_finding(&mut self, finding: &Finding) -> Result<(), BoxError> {
+        let mut training = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        training.observer.note(&format!("warning: {}, {finding}", finding.watcher));
+        Ok(())
     }
 
     fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {

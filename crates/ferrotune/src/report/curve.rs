@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::metrics::{LoggedStep, ValidationStep};
+use super::metrics::{LoggedStep, ValidationStep, WatcherMark};
 use super::panels::{PANEL, Panel, panels};
 use super::scale::Scale;
 use super::series::{Point, dots, line, range, smooth, thin};
@@ -12,6 +12,8 @@ use super::text::{grouped, plural};
 const SMOOTH_FROM: usize = 8;
 /// So many measurements of the validation loss have a mark each; more are a line alone.
 const MAX_MARKS: usize = 40;
+/// So many findings of watchers are drawn and said.
+const MAX_FINDINGS: usize = 12;
 
 /// A size that the chart is drawn for; each has legible text at its own width.
 #[derive(Clone, Copy)]
@@ -38,11 +40,17 @@ struct Curve {
     /// The validation loss, thinned.
     validation: Vec<Point>,
     panels: Vec<Panel>,
+    /// What watchers found, at its step.
+    findings: Vec<(f64, String)>,
     label: String,
 }
 
 /// The curve with its legend; a sentence where neither loss has two points to draw, and nothing of nothing.
-pub(super) fn curve(steps: &[LoggedStep], validation: &[ValidationStep]) -> Option<Markup> {
+pub(super) fn curve(
+    steps: &[LoggedStep],
+    validation: &[ValidationStep],
+    findings: &[WatcherMark],
+) -> Option<Markup> {
     #[expect(clippy::cast_precision_loss, reason = "steps are drawn in pixels")]
     let finite = |step: u64, loss: f64| loss.is_finite().then_some((step as f64, loss));
     let training: Vec<Point> = steps.iter().filter_map(|step| finite(step.step, step.loss)).collect();
@@ -56,6 +64,7 @@ pub(super) fn curve(steps: &[LoggedStep], validation: &[ValidationStep]) -> Opti
         smooth: (points.len() >= SMOOTH_FROM).then(|| smooth(&points)),
         label: label(&training, &measured),
         panels: panels(steps),
+        findings: marks(findings),
         training: points,
         validation: thin(&measured),
     };
@@ -64,6 +73,10 @@ pub(super) fn curve(steps: &[LoggedStep], validation: &[ValidationStep]) -> Opti
             (legend(&curve, &measured))
             @for size in SIZES { (curve.draw(size)) }
             @if let Some(note) = overfit(&measured) { figcaption { (note) } }
+            @for (_, text) in &curve.findings { figcaption { (text) } }
+            @if findings.len() > MAX_FINDINGS {
+                figcaption { (plural((findings.len() - MAX_FINDINGS) as u64, "further finding")) " not shown." }
+            }
             @if left_out > 0 {
                 figcaption {
                     (plural(left_out as u64, "step")) " without a finite loss "
@@ -72,6 +85,16 @@ pub(super) fn curve(steps: &[LoggedStep], validation: &[ValidationStep]) -> Opti
             }
         }
     })
+}
+
+/// The first findings, each at its step and in words.
+fn marks(findings: &[WatcherMark]) -> Vec<(f64, String)> {
+    #[expect(clippy::cast_precision_loss, reason = "steps are drawn in pixels")]
+    let mark = |finding: &WatcherMark| {
+        let text = format!("Step {}, {}: {}.", finding.step, finding.watcher.replace('_', " "), finding.what);
+        (finding.step as f64, text)
+    };
+    findings.iter().take(MAX_FINDINGS).map(mark).collect()
 }
 
 /// The points in words; a curve needs two.
@@ -104,6 +127,7 @@ fn legend(curve: &Curve, measured: &[Point]) -> Markup {
             } @else if let [only] = measured {
                 li { (key("validation")) "validation " b { (format!("{:.2}", only.1)) } }
             }
+            @if !curve.findings.is_empty() { li { (key("finding")) "found by a watcher" } }
         }
     }
 }
@@ -114,6 +138,7 @@ fn key(kind: &str) -> Markup {
         svg class="key" viewBox="0 0 22 10" width="22" height="10" aria-hidden="true" {
             @match kind {
                 "validation" => { path class="line validation" d="M1 5H21" {} (diamond(11.0, 5.0)) }
+                "finding" => path class="finding" d="M11 0V10" {},
                 "raw" => path class="line raw" d="M3 7h0M9 3h0M14 6h0M19 4h0" {},
                 _ => path class={ "line " (kind) } d="M1 5H21" {},
             }
@@ -156,7 +181,8 @@ impl Curve {
     fn draw(&self, size: Size) -> Markup {
         let right = size.width - RIGHT;
         let all = || self.training.iter().chain(&self.validation);
-        let x = Scale::new(range(all().map(|point| point.0)), (LEFT, right));
+        let (first, last) = range(all().map(|point| point.0));
+        let x = Scale::new((first, last), (LEFT, right));
         let (low, high) = range(all().map(|point| point.1));
         let pad = 0.05 * (high - low).max(1e-3);
         let y = Scale::new((low - pad, high + pad), (TOP + size.loss_height, TOP));
@@ -187,6 +213,9 @@ impl Curve {
                     @for (step, loss) in &self.validation {
                         g { title { "validation loss after step " (step) ": " (format!("{loss:.3}")) } (diamond(x.at(*step), y.at(*loss))) }
                     }
+                }
+                @for (step, text) in self.findings.iter().filter(|(step, _)| (first..=last).contains(step)) {
+                    g { title { (text) } path class="finding" d=(format!("M{} {TOP}V{bottom}", x.at(*step))) {} }
                 }
                 @for (panel, index) in self.panels.iter().zip(0_u32..) {
                     (panel.draw(TOP + size.loss_height + f64::from(index) * PANEL, (LEFT, right), x))
@@ -223,12 +252,12 @@ mod tests {
     }
 
     fn text(logged: &[LoggedStep], validation: &[ValidationStep]) -> String {
-        curve(logged, validation).unwrap().into_string()
+        curve(logged, validation, &[]).unwrap().into_string()
     }
 
     #[test]
     fn where_no_line_has_two_points_there_is_a_sentence() {
-        assert!(curve(&[], &[]).is_none());
+        assert!(curve(&[], &[], &[]).is_none());
         assert!(text(&run(1), &[]).contains("too little to draw: the training loss was 3.00 at step 1."));
         let one_of_each = text(&run(1), &measured(&[(1, 3.25)]));
         assert!(
@@ -279,5 +308,19 @@ mod tests {
         assert!(overfitted.contains("lowest after step 10, 2.25, and is 2.50 at the end"));
         let never_better = text(&run(20), &measured(&[(0, 2.25), (20, 2.5)]));
         assert!(never_better.contains("lowest before training, 2.25, and is 2.50 at the end."));
+    }
+
+    #[test]
+    fn what_watchers_found_is_marked_at_its_step_and_said() {
+        let finding =
+            |step| WatcherMark { step, watcher: "loss_spike".into(), what: "the loss is <9>".into() };
+        let svg = curve(&run(20), &[], &[finding(7)]).unwrap().into_string();
+        assert_eq!(svg.matches("<title>Step 7, loss spike: the loss is &lt;9&gt;.</title>").count(), 2);
+        assert!(svg.contains("<figcaption>Step 7, loss spike"), "{svg}");
+        assert_eq!(svg.matches("class=\"finding\"").count(), 2 + 1, "two sizes and the legend");
+        let many: Vec<_> = (0..20).map(|step| finding(step % 20)).collect();
+        let svg = curve(&run(20), &[], &many).unwrap().into_string();
+        assert!(svg.contains("8 further findings not shown"), "{svg}");
+        assert!(!text(&run(20), &[]).contains("finding"));
     }
 }

@@ -12,7 +12,7 @@ pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The page may apply this one style sheet and nothing else: no script, image, font, frame, form or request,
 /// whatever a model wrote. A test holds the hash to the sheet.
-pub(super) const STYLE_SHA256: &str = "57eORjoIduE+wN3kmMm/dz2dYYHBXhJ6ZZkeFzlSSHQ=";
+pub(super) const STYLE_SHA256: &str = "8JS8VjIGzDGI7rIkd6O+Zqa5hrIMcN3vwx+8Y0NjEcU=";
 
 /// The report as one HTML page that needs no other file: to open, to print, to send on.
 ///
@@ -72,7 +72,7 @@ fn loss(report: &Report) -> Option<Markup> {
     let train = report.metrics.train.as_ref()?;
     let validation = report.metrics.validation.as_ref().map_or(&[][..], |validation| &validation.history);
     let steps = if report.steps.is_empty() { &train.loss } else { &report.steps };
-    let curve = curve::curve(steps, validation)?;
+    let curve = curve::curve(steps, validation, &train.findings)?;
     Some(html! {
         p class="note" { "Loss: the mean negative log-likelihood of a target token, in nats." }
         (curve)

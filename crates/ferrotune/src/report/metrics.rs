@@ -88,6 +88,21 @@ pub struct TrainMetrics {
     pub gemm_share: Option<f64>,
     /// What was logged, step by step.
     pub loss: Vec<LoggedStep>,
+    /// What the watchers found, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<WatcherMark>,
+}
+
+/// A fault that a watcher found during training.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WatcherMark {
+    /// The optimizer step.
+    pub step: u64,
+    /// The watcher, as `loss_spike`.
+    pub watcher: String,
+    /// What was seen, and what helps.
+    pub what: String,
 }
 
 /// One logged step.
@@ -233,6 +248,11 @@ mod tests {
                     LoggedStep { step: 1, loss: 3.5, learning_rate: 2.5e-4, grad_norm: 1.5 },
                     LoggedStep { step: 2, loss: f64::NAN, learning_rate: 5e-4, grad_norm: f64::INFINITY },
                 ],
+                findings: vec![WatcherMark {
+                    step: 2,
+                    watcher: "non_finite".into(),
+                    what: "the loss is NaN".into(),
+                }],
             }),
             validation: Some(ValidationMetrics {
                 loss: 2.25,

@@ -28,6 +28,7 @@ mod html;
 mod lengths;
 mod metrics;
 mod panels;
+mod range_test;
 mod scale;
 mod scores;
 mod series;
@@ -45,8 +46,9 @@ pub use html::render;
 pub use lengths::Lengths;
 pub use metrics::{
     DataMetrics, FileMetrics, GenerationMetrics, LoggedStep, Metrics, StageTime, TrainMetrics,
-    ValidationMetrics, ValidationStep,
+    ValidationMetrics, ValidationStep, WatcherMark,
 };
+pub use range_test::range_test_svg;
 pub use scores::{Interval, Scores};
 pub use summary::summary;
 pub use table::table;

@@ -8,7 +8,10 @@ use ferrotune::{
     recipe::Recipe,
     report::{summary, table},
 };
-use ferrotune_examples::{complain, exit_code, guarded, interrupted, interruption, prepare_to_compute, say};
+use ferrotune_examples::{
+    complain, exit_code, guarded, interrupted, interruption, prepare_to_compute, say, shell_word,
+    this_command,
+};
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -108,21 +111,11 @@ fn ending(recipe: &Recipe) -> String {
 /// The command that goes on with the run.
 fn going_on(checkpoint: &Path) -> String {
     const RESUME: &str = "training.resume_from_checkpoint=true";
-    let mut words: Vec<String> = std::env::args().map(|word| shell_word(&word)).collect();
-    if !words.iter().any(|word| word == RESUME) {
-        words.extend(["--set".to_owned(), RESUME.to_owned()]);
+    let mut command = this_command();
+    if !command.contains(RESUME) {
+        command.push_str(&format!(" --set {RESUME}"));
     }
-    format!("{} holds the run; go on with:\n  {}", checkpoint.display(), words.join(" "))
-}
-
-/// A path as a shell reads it as one word.
-fn shell_word(path: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@=".contains(c);
-    if !path.is_empty() && path.chars().all(is_plain) {
-        path.to_owned()
-    } else {
-        format!("'{}'", path.replace('\'', "'\\''"))
-    }
+    format!("{} holds the run; go on with:\n  {command}", checkpoint.display())
 }
 
 fn finetune_json(

@@ -69,6 +69,21 @@ pub fn complain(text: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// A text as a shell reads it as one word.
+pub fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+/// The command that this program was started with.
+pub fn this_command() -> String {
+    std::env::args().map(|word| shell_word(&word)).collect::<Vec<_>>().join(" ")
+}
+
 /// Sees, before the work, that the result can be written to `output` and will not replace what it is made from.
 ///
 /// # Errors

@@ -181,6 +181,19 @@ pub fn merge(model: &mut (impl Adaptable + ?Sized), adapter: Adapter) -> Result<
     model.visit_linears(&mut |layer| layer.merge_adapter(adapter.index))
 }
 
+/// Takes the adapter with the index `index` out of its model, without a trace in the frozen weights; nothing happens if there is none.
+///
+/// The same as PEFT's `unload`, for one adapter.
+///
+/// # Errors
+/// None of its own; those of a model's [`Adaptable::visit_linears`].
+pub fn unload(model: &mut (impl Adaptable + ?Sized), index: usize) -> Result<()> {
+    model.visit_linears(&mut |layer| {
+        layer.remove_adapter(index);
+        Ok(())
+    })
+}
+
 fn module_infos(model: &mut (impl Adaptable + ?Sized)) -> Result<Vec<ModuleInfo>> {
     let mut modules = Vec::new();
     model.visit_linears(&mut |layer| {
@@ -304,6 +317,25 @@ mod tests {
         // B is zero, so A's gradient is too; B's is not.
         assert_eq!(a.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
         assert!(b.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0);
+    }
+
+    #[test]
+    fn a_model_whose_adapter_was_unloaded_is_the_bare_one_and_takes_another() {
+        let mut model = model(5);
+        let x = Tensor::ones([2, 6], (Kind::Float, Device::Cpu));
+        let base = model.qv.forward(&x, None, Mode::Eval).unwrap();
+        let key = RandomKey::from_seed(1);
+        let adapter = inject(&mut model, "first", 0, &config(&["q_proj", "v_proj"]), key).unwrap();
+        for (_, _, b) in adapter.weights() {
+            let _ = tch::no_grad(|| b.shallow_clone().fill_(0.5));
+        }
+        assert_ne!(model.qv.forward(&x, Some(0), Mode::Eval).unwrap(), base);
+        unload(&mut model, 0).unwrap();
+        assert!(!model.qv.has_adapter(0));
+        assert_eq!(model.qv.forward(&x, Some(0), Mode::Eval).unwrap(), base);
+        // Nothing of the first is left in a layer that the second does not name.
+        inject(&mut model, "second", 0, &config(&["down_proj"]), key).unwrap();
+        assert_eq!(model.qv.forward(&x, Some(0), Mode::Eval).unwrap(), base);
     }
 
     #[test]

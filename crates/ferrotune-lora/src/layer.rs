@@ -309,11 +309,16 @@ impl LoraLinear {
             start += rows;
         }
         self.weight = FrozenWeight::new(&merged)?;
+        self.remove_adapter(adapter);
+        Ok(())
+    }
+
+    /// Removes the adapter `adapter` from all modules of the layer, which then compute what they computed before they had it.
+    pub fn remove_adapter(&mut self, adapter: usize) {
         for member in &mut self.members {
             if let Some(weights) = member.adapters.get_mut(adapter) {
                 *weights = None;
             }
         }
-        Ok(())
     }
 }

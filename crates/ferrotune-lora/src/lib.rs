@@ -9,7 +9,7 @@ mod pattern;
 pub mod peft;
 mod target;
 
-pub use adapter::{Adaptable, Adapter, inject, load, merge};
+pub use adapter::{Adaptable, Adapter, inject, load, merge, unload};
 pub use config::{Bias, ExcludeModules, InitLoraWeights, LoraConfig, TargetModules, TaskType};
 pub use error::{Error, Result};
 pub use init::init_a;

@@ -37,6 +37,13 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A sweep cannot be made.
+    #[error("the sweep cannot be made: {reason}")]
+    Sweep {
+        /// What is wrong with its grid, and what to do about it.
+        reason: String,
+    },
+
     /// A file is far larger than any recipe.
     #[error("{} has {bytes} bytes; a recipe has at most {limit}: is this the right file?", path.display())]
     TooLarge {
@@ -246,6 +253,7 @@ impl Error {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Recipe { .. }
+            | Self::Sweep { .. }
             | Self::TooLarge { .. }
             | Self::Read { .. }
             | Self::OutputExists { .. }

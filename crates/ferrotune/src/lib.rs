@@ -8,6 +8,7 @@ pub mod job;
 pub mod progress;
 pub mod recipe;
 pub mod report;
+pub mod sweep;
 
 pub use error::{Error, Result};
 

@@ -64,7 +64,7 @@ fn every_step_equals_transformers_with_peft() {
         labels,
         source: Source { file: Path::new("rows.json").into(), line: line + 1 },
     });
-    let dataset = PackedDataset::new(rows.collect(), arguments.seed);
+    let dataset = PackedDataset::new(rows.collect::<Vec<_>>(), arguments.seed);
     let task = CausalLmTask::new(&model, &adapter);
     let max_grad_norm = arguments.max_grad_norm;
     let mut trainer = Trainer::new(&task, arguments, &dataset).unwrap();

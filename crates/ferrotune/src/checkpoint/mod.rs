@@ -14,7 +14,7 @@ mod write;
 pub(crate) use changes::{changes, other_threads};
 pub(crate) use hashes::InputFile;
 pub(crate) use read::{Saved, newest, read};
-pub(crate) use saver::Saver;
+pub(crate) use saver::{Saver, Written};
 pub(crate) use write::Writer;
 
 use std::{

@@ -17,6 +17,9 @@ use tch::Device;
 
 use super::{memory::MemoryNeed, task::packed_inputs};
 
+/// The place in the model of the adapter in use.
+pub(super) const ADAPTER_INDEX: usize = 0;
+
 fn warn(warning: Option<String>) {
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
@@ -124,8 +127,18 @@ impl Assistant {
     /// # Errors
     /// [`Error::Lora`] if the adapter cannot be read or was made for another model.
     pub fn load_adapter(&mut self, directory: &Path) -> Result<()> {
-        self.adapter = Some(ferrotune_lora::load(&mut self.model, "default", 0, directory, false)?);
+        self.adapter =
+            Some(ferrotune_lora::load(&mut self.model, "default", ADAPTER_INDEX, directory, false)?);
         Ok(())
+    }
+
+    /// Takes the adapter in use, if there is one, out of the model, whose own weights are as they were before.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] if the model cannot be walked through.
+    pub fn unload_adapter(&mut self) -> Result<()> {
+        self.adapter = None;
+        Ok(ferrotune_lora::unload(&mut self.model, ADAPTER_INDEX)?)
     }
 
     /// Folds the adapter in use, if there is one, into the weights: answers are the same, up to rounding, and cost what they cost

@@ -266,7 +266,7 @@ mod tests {
             labels: vec![1; length],
             source: ferrotune_data::Source { file: std::path::Path::new("rows").into(), line: 1 },
         };
-        let data = PackedDataset::new([50, 1, 2, 40, 3].map(row).into(), 3);
+        let data = PackedDataset::new([50, 1, 2, 40, 3].map(row), 3);
         // Alone the longest row, with all of them in one batch their sum, and never a pair that no epoch puts together.
         assert_eq!(largest_batch(&data, 1, 1), (50, 49));
         assert_eq!(largest_batch(&data, 8, 1), (96, 91));

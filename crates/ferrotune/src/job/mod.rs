@@ -6,6 +6,7 @@
 mod advice;
 mod arguments;
 mod assistant;
+mod base;
 mod data;
 mod environment;
 mod evaluation;
@@ -24,5 +25,8 @@ mod telling;
 pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};
 pub use memory::MemoryNeed;
 pub use observers::{ForPeople, ForPrograms};
+pub(crate) use resume::holds_another;
+pub(crate) use run::run_on;
 pub use run::{Observer, RunOutcome, run};
+pub(crate) use run_lock::RunLock;
 pub use task::{CausalLmTask, PackedDataset, packed_inputs};

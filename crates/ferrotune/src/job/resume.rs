@@ -10,17 +10,26 @@ use ferrotune_lora::Adapter;
 
 /// Whether `output_dir` holds the results of this very recipe: all of them take their places together, at the end.
 pub(super) fn is_finished(recipe: &Recipe) -> bool {
-    let path = |name: &str| recipe.output_dir.join(name);
+    let exists = |name: &str| recipe.output_dir.join(name).exists();
+    exists("metrics.json") && exists("report.html") && is_of_earlier(recipe) == Some(true)
+}
+
+/// Whether `output_dir` holds results of another recipe, which a run of this one must not replace.
+pub(crate) fn holds_another(recipe: &Recipe) -> bool {
+    !recipe.overwrite_output_dir && is_of_earlier(recipe) == Some(false)
+}
+
+/// Whether the results in `output_dir` are those of this recipe; `None` if there are none.
+fn is_of_earlier(recipe: &Recipe) -> Option<bool> {
     let comparable = |recipe: &Recipe| {
         let mut recipe = recipe.clone();
         recipe.overwrite_output_dir = false;
         recipe.training.resume_from_checkpoint = ResumeFromCheckpoint::Newest(false);
         recipe
     };
-    let earlier = Recipe::load(path(RESULTS[1]), &[]);
-    path("metrics.json").exists()
-        && path("report.html").exists()
-        && earlier.is_ok_and(|earlier| comparable(&earlier) == comparable(recipe))
+    let path = recipe.output_dir.join(RESULTS[1]);
+    let earlier = path.exists().then(|| Recipe::load(path, &[]))?;
+    Some(earlier.is_ok_and(|earlier| comparable(&earlier) == comparable(recipe)))
 }
 
 /// The checkpoint to go on from; `None`: from the start.

@@ -1,14 +1,13 @@
 //! The job: data, pre-flight, evaluation, training, evaluation, report.
 
 use super::{
-    Assistant, CausalLmTask, PackedDataset, Prompts,
+    Assistant, CausalLmTask, MemoryNeed, PackedDataset,
     advice::few_steps,
     arguments::{lora_config, training_arguments},
-    data::{Data, DataFiles},
-    default_cache_dir,
+    assistant::ADAPTER_INDEX,
+    base::Base,
     environment::environment,
     evaluation::TestSet,
-    memory::MemoryNeed,
     observers::Recorder,
     output::OutputDirectory,
     product_limit::ProductLimit,
@@ -18,18 +17,15 @@ use super::{
 };
 use crate::{
     Error, Result,
-    checkpoint::{self, Saved, Saver, Writer},
+    checkpoint::{self, InputFile, Saved, Saver, Writer, Written},
     progress::{Generating, Step, Validated},
     recipe::{Recipe, ResumeFromCheckpoint},
     report::Metrics,
 };
 use ferrotune_kernels::RandomKey;
-use ferrotune_lora::inject;
-use ferrotune_metrics::Metric;
-use ferrotune_precision::{
-    ComputeDtype, CpuFeatures, DtypePolicy, parse_device, peak_rss_mib, resident_bytes,
-};
-use ferrotune_trainer::Trainer;
+use ferrotune_lora::{Adapter, inject};
+use ferrotune_precision::{CpuFeatures, peak_rss_mib, resident_bytes};
+use ferrotune_trainer::{TrainOutcome, TrainPlan, Trainer, TrainingArguments};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
@@ -78,6 +74,13 @@ pub struct RunOutcome {
     pub checkpoint: Option<PathBuf>,
 }
 
+impl RunOutcome {
+    /// Of a run that was stopped.
+    fn cancelled() -> Self {
+        Self { cancelled: true, ..Self::default() }
+    }
+}
+
 /// Runs a recipe from its data to its report.
 ///
 /// Everything that can be known to be wrong is said before the model is loaded or the first step is made. The number of threads is
@@ -94,200 +97,269 @@ pub fn run(
     observer: &mut dyn Observer,
     cancellation: Arc<AtomicBool>,
 ) -> Result<RunOutcome> {
-    let (start, started) = (Instant::now(), SystemTime::now());
+    run_on(&mut None, recipe, accept_changes, observer, cancellation)
+}
+
+/// As [`run`], on a model and data that an earlier run has left in `base`; where it is empty they are loaded and left there.
+pub(crate) fn run_on(
+    base: &mut Option<Base>,
+    recipe: &Recipe,
+    accept_changes: bool,
+    observer: &mut dyn Observer,
+    cancellation: Arc<AtomicBool>,
+) -> Result<RunOutcome> {
+    let began = Began { instant: Instant::now(), time: SystemTime::now() };
     let mut observer = Recorder::new(observer);
-    let observer = &mut observer;
-    recipe.validate()?;
-    recipe.check_paths(None)?;
-    let device = parse_device(&recipe.runtime.device)?;
-    let policy = DtypePolicy::for_compute(recipe.runtime.compute_dtype.parse::<ComputeDtype>()?)?;
-    let metrics: Vec<Metric> =
-        recipe.evaluation.metrics.iter().map(|name| name.parse()).collect::<std::result::Result<_, _>>()?;
-    let arguments = training_arguments(recipe)?;
-    arguments.validate()?;
-    let resumes = recipe.training.resume_from_checkpoint != ResumeFromCheckpoint::Newest(false);
-    let directory = if resumes {
-        OutputDirectory::reopen(&recipe.output_dir)?
-    } else {
-        OutputDirectory::prepare(&recipe.output_dir, recipe.overwrite_output_dir)?
-    };
-    if resumes && resume::is_finished(recipe) {
-        observer.note(&format!("{} holds this run, and it is done", recipe.output_dir.display()));
+    let Some(opened) = Opened::open(recipe, accept_changes, &mut observer)? else {
         return Ok(RunOutcome { finished_before: true, ..RunOutcome::default() });
-    }
-    let saved = if resumes { resume::choose(recipe, observer)? } else { None };
-    directory.check_inputs(recipe)?;
-    for warning in recipe.warnings() {
-        observer.note(&format!("warning: {warning}"));
-    }
-
-    observer.stage("reading data");
-    let files = DataFiles::read(recipe, observer)?;
-
-    let inputs = match &saved {
-        Some(saved) => resume::check(saved, recipe, accept_changes, observer)?,
-        None => Vec::new(),
     };
-    let cancelled = || Ok(RunOutcome { cancelled: true, ..RunOutcome::default() });
-    if observer.cancelled() {
-        return cancelled();
+    if base.is_none() {
+        *base = Base::load(recipe, &mut observer)?;
     }
-    observer.stage("loading model");
-    let mut assistant = Assistant::load(&recipe.model.path, device, policy, &default_cache_dir())?;
-    if observer.cancelled() {
-        return cancelled();
+    let Some(base) = base else { return Ok(RunOutcome::cancelled()) };
+    let Some(trained) = opened.train(base, &began, &mut observer, cancellation)? else {
+        return Ok(RunOutcome::cancelled());
+    };
+    if trained.outcome.cancelled {
+        return Ok(RunOutcome { checkpoint: trained.written.left()?, ..RunOutcome::cancelled() });
     }
-    let Data { train: rows, validation: validation_rows, test, preflight, metrics: data_metrics, splits } =
-        files.prepare(recipe, &assistant, observer)?;
-    let plan = arguments.plan(rows.len())?;
-    few_steps(&plan, &recipe.training).iter().for_each(|note| observer.note(note));
-    let test = test.map(|Prompts { examples, prompt_ids: prompts, .. }| {
-        let generation = &recipe.generation;
-        let (max_new_tokens, batch_size) = (generation.max_new_tokens, generation.batch_size);
-        TestSet { examples, prompts, metrics, max_new_tokens, batch_size }
-    });
-    let config = lora_config(recipe, &assistant.directory);
-    let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
-    let adapter = inject(&mut assistant.model, "default", 0, &config, key)?;
+    let directory = &opened.directory;
+    match opened.evaluate(base, &trained, &began, &mut observer) {
+        Ok(Some(metrics)) => Ok(RunOutcome { metrics, ..RunOutcome::default() }),
+        Ok(None) => {
+            observer.note(&format!("the trained adapter is in {}", directory.keep().display()));
+            Ok(RunOutcome { checkpoint: trained.written.last, ..RunOutcome::cancelled() })
+        }
+        Err(error) => Err(Error::AfterTraining { adapter: directory.keep(), source: Box::new(error) }),
+    }
+}
 
-    let adapter_bytes = (adapter.parameter_count() * size_of::<f32>()) as u64;
-    let texts = test.as_ref().map_or(0, TestSet::text_bytes);
-    directory.check_room(adapter_bytes + texts, adapter_bytes.max(texts))?;
+/// When a run began.
+struct Began {
+    instant: Instant,
+    time: SystemTime,
+}
 
-    let data_seed = recipe.data_seed.unwrap_or(recipe.seed);
-    let train_set = PackedDataset::new(rows, data_seed);
-    if device == Device::Cpu {
+/// A run whose recipe and places were looked at.
+struct Opened<'a> {
+    recipe: &'a Recipe,
+    arguments: TrainingArguments,
+    directory: OutputDirectory,
+    /// The checkpoint that it goes on from.
+    saved: Option<Saved>,
+    /// The hashes of its inputs, as far as they are known.
+    inputs: Vec<InputFile>,
+}
+
+/// A run whose last step is done.
+struct Trained {
+    outcome: TrainOutcome,
+    plan: TrainPlan,
+    train_set: PackedDataset,
+    gemm_share: Option<f64>,
+    written: Written,
+    /// Seconds before the loop, without the evaluation before it.
+    begun: f64,
+}
+
+impl<'a> Opened<'a> {
+    /// Sees that the run can be made, and locks its place; `None` if it was made before.
+    fn open(recipe: &'a Recipe, accept_changes: bool, observer: &mut dyn Observer) -> Result<Option<Self>> {
+        recipe.validate()?;
+        recipe.check_paths(None)?;
+        let arguments = training_arguments(recipe)?;
+        arguments.validate()?;
+        let resumes = recipe.training.resume_from_checkpoint != ResumeFromCheckpoint::Newest(false);
+        let directory = if resumes {
+            OutputDirectory::reopen(&recipe.output_dir)?
+        } else {
+            OutputDirectory::prepare(&recipe.output_dir, recipe.overwrite_output_dir)?
+        };
+        if resumes && resume::is_finished(recipe) {
+            observer.note(&format!("{} holds this run, and it is done", recipe.output_dir.display()));
+            return Ok(None);
+        }
+        let saved = if resumes { resume::choose(recipe, observer)? } else { None };
+        directory.check_inputs(recipe)?;
+        for warning in recipe.warnings() {
+            observer.note(&format!("warning: {warning}"));
+        }
+        let inputs = match &saved {
+            Some(saved) => resume::check(saved, recipe, accept_changes, observer)?,
+            None => Vec::new(),
+        };
+        Ok(Some(Self { recipe, arguments, directory, saved, inputs }))
+    }
+
+    /// Trains a new adapter of the base and saves it; `None` if the observer cancels before the first step.
+    fn train(
+        &self,
+        base: &mut Base,
+        began: &Began,
+        observer: &mut dyn Observer,
+        cancellation: Arc<AtomicBool>,
+    ) -> Result<Option<Trained>> {
+        let Self { recipe, arguments, directory, saved, inputs } = self;
+        let plan = arguments.plan(base.train.len())?;
+        few_steps(&plan, &recipe.training).iter().for_each(|note| observer.note(note));
+        let config = lora_config(recipe, &base.assistant.directory);
+        let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
+        let adapter = inject(&mut base.assistant.model, "default", ADAPTER_INDEX, &config, key)?;
+
+        let adapter_bytes = (adapter.parameter_count() * size_of::<f32>()) as u64;
+        let texts = base.test.as_ref().map_or(0, TestSet::text_bytes);
+        directory.check_room(adapter_bytes + texts, adapter_bytes.max(texts))?;
+
+        let data_seed = recipe.data_seed.unwrap_or(recipe.seed);
+        let train_set = PackedDataset::new(base.train.clone(), data_seed);
+        let validation_set = base.validation.clone().map(|rows| PackedDataset::new(rows, data_seed));
+        self.check_memory(&base.assistant, &adapter, &train_set, &plan, observer)?;
+
+        let evaluation_start = Instant::now();
+        if recipe.evaluation.before && base.before.is_none() {
+            base.before = base.answers("answers before training", observer)?;
+        }
+        let evaluation_seconds = evaluation_start.elapsed().as_secs_f64();
+        if observer.cancelled() {
+            return Ok(None);
+        }
+
+        observer.stage("training");
+        let model = &base.assistant.model;
+        let saver = Saver::start(
+            Writer {
+                output_dir: recipe.output_dir.clone(),
+                config: adapter.config().clone(),
+                recipe: (*recipe).clone(),
+                save_total_limit: recipe.training.save_total_limit,
+                inputs: inputs.clone(),
+                replaced: match saved {
+                    Some(_) => Vec::new(),
+                    None => checkpoint::list(&recipe.output_dir).into_iter().map(|(_, path)| path).collect(),
+                },
+            },
+            saved.as_ref().map(|saved| saved.path.clone()),
+        )?;
+        let begun = began.instant.elapsed().as_secs_f64() - evaluation_seconds;
+        let (outcome, gemm_share) = {
+            if let Some(saved) = saved {
+                resume::restore(saved, &adapter)?;
+            }
+            let task =
+                CausalLmTask::new(model, &adapter).with_forward_arguments(arguments.forward_arguments());
+            let shared = Mutex::new(Training {
+                observer: &mut *observer,
+                task: &task,
+                // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
+                limit: ProductLimit::new(model, train_set.mean_tokens(plan.per_device_train_batch_size)),
+                total_steps: plan.max_steps,
+                saver: &saver,
+            });
+            let mut trainer = Trainer::new(&task, arguments.clone(), &train_set)?
+                .with_cancellation(cancellation)
+                .with_callback(Tell(&shared));
+            if let Some(validation_set) = &validation_set {
+                trainer = trainer.with_validation(validation_set);
+            }
+            if recipe.training.save_strategy != "no" {
+                trainer = trainer.with_checkpointer(saver.checkpointer(&adapter));
+            }
+            if let Some(Saved { state, optimizer, .. }) = saved {
+                trainer.resume(state.clone(), optimizer)?;
+            }
+            let outcome = trainer.train()?;
+            drop(trainer);
+            let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (outcome, training.limit.share_of_all())
+        };
+        let written = saver.finish();
+        written.unsaid.iter().for_each(|warning| observer.note(warning));
+        if !outcome.cancelled {
+            // The training is not lost whatever happens from here on.
+            directory.save_trained(&adapter, &recipe.to_toml()?)?;
+        }
+        base.assistant.adapter = Some(adapter);
+        Ok(Some(Trained { outcome, plan, train_set, gemm_share, written, begun }))
+    }
+
+    /// Refuses a training that does not fit into the memory, and says what it will take.
+    fn check_memory(
+        &self,
+        assistant: &Assistant,
+        adapter: &Adapter,
+        train_set: &PackedDataset,
+        plan: &TrainPlan,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        if assistant.model.device() != Device::Cpu {
+            return Ok(());
+        }
+        let need = MemoryNeed::of_training(
+            assistant.model.config(),
+            adapter.parameter_count() as u64,
+            train_set,
+            plan.per_device_train_batch_size,
+            plan.max_steps.div_ceil(plan.steps_per_epoch.max(1)),
+        );
         let remedy =
             "lower `per_device_train_batch_size` or `max_length`, choose a smaller model, or free memory";
-        let parameters = adapter.parameter_count() as u64;
-        let batch_size = recipe.training.per_device_train_batch_size;
-        let epochs = plan.max_steps.div_ceil(plan.steps_per_epoch.max(1));
-        let need =
-            MemoryNeed::of_training(assistant.model.config(), parameters, &train_set, batch_size, epochs);
         match need.check("training", remedy)? {
             Some(warning) => observer.note(&format!("warning: {warning}")),
             None => observer.note(&need.peak(resident_bytes().unwrap_or(0))),
         }
+        Ok(())
     }
 
-    let evaluate = |assistant: &Assistant, label: &str, wanted: bool, observer: &mut dyn Observer| match &test
-    {
-        Some(test) if wanted => {
-            observer.stage(label);
-            test.run(assistant, observer)
-        }
-        _ => Ok(None),
-    };
-    let evaluation_start = Instant::now();
-    let before = evaluate(&assistant, "answers before training", recipe.evaluation.before, observer)?;
-    let evaluation_seconds = evaluation_start.elapsed().as_secs_f64();
-    if observer.cancelled() {
-        return cancelled();
-    }
-
-    observer.stage("training");
-    let validation_set = validation_rows.map(|rows| PackedDataset::new(rows, data_seed));
-    let saver = Saver::start(
-        Writer {
-            output_dir: recipe.output_dir.clone(),
-            config: adapter.config().clone(),
-            recipe: recipe.clone(),
-            save_total_limit: recipe.training.save_total_limit,
-            inputs,
-            replaced: match &saved {
-                Some(_) => Vec::new(),
-                None => checkpoint::list(&recipe.output_dir).into_iter().map(|(_, path)| path).collect(),
-            },
-        },
-        saved.as_ref().map(|saved| saved.path.clone()),
-    )?;
-    let begun = start.elapsed().as_secs_f64() - evaluation_seconds;
-    let (outcome, gemm_share) = {
-        if let Some(saved) = &saved {
-            resume::restore(saved, &adapter)?;
-        }
-        let task = CausalLmTask::new(&assistant.model, &adapter)
-            .with_forward_arguments(arguments.forward_arguments());
-        let shared = Mutex::new(Training {
-            observer: &mut *observer,
-            task: &task,
-            // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
-            limit: ProductLimit::new(
-                &assistant.model,
-                train_set.mean_tokens(plan.per_device_train_batch_size),
-            ),
-            total_steps: plan.max_steps,
-            saver: &saver,
-        });
-        let mut trainer = Trainer::new(&task, arguments, &train_set)?
-            .with_cancellation(cancellation)
-            .with_callback(Tell(&shared));
-        if let Some(validation_set) = &validation_set {
-            trainer = trainer.with_validation(validation_set);
-        }
-        if recipe.training.save_strategy != "no" {
-            trainer = trainer.with_checkpointer(saver.checkpointer(&adapter));
-        }
-        if let Some(Saved { state, optimizer, .. }) = &saved {
-            trainer.resume(state.clone(), optimizer)?;
-        }
-        let outcome = trainer.train()?;
-        drop(trainer);
-        let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        (outcome, training.limit.share_of_all())
-    };
-    let written = saver.finish();
-    written.unsaid.iter().for_each(|warning| observer.note(warning));
-    if outcome.cancelled {
-        return Ok(RunOutcome { cancelled: true, checkpoint: written.left()?, ..RunOutcome::default() });
-    }
-    // The training is not lost whatever happens from here on.
-    directory.save_trained(&adapter, &recipe.to_toml()?)?;
-    assistant.adapter = Some(adapter);
-    let finish = || -> Result<Option<Metrics>> {
-        let after = evaluate(&assistant, "answers after training", recipe.evaluation.after, observer)?;
+    /// Asks the trained model, and writes all results; `None` if the observer cancels.
+    fn evaluate(
+        &self,
+        base: &Base,
+        trained: &Trained,
+        began: &Began,
+        observer: &mut Recorder,
+    ) -> Result<Option<Metrics>> {
+        let recipe = self.recipe;
+        let after = match recipe.evaluation.after {
+            true => base.answers("answers after training", observer)?,
+            false => None,
+        };
         if observer.cancelled() {
             return Ok(None);
         }
 
         observer.stage("writing results");
-        let change = match (&test, &before, &after) {
+        let before = base.before.as_ref().filter(|_| recipe.evaluation.before);
+        let after = after.as_ref();
+        let change = match (&base.test, before, after) {
             (Some(test), Some(before), Some(after)) => Some(test.change(before, after)?),
             _ => None,
         };
+        let Trained { outcome, plan, train_set, gemm_share, begun, .. } = trained;
+        let model = &base.assistant.model;
         let metrics = Metrics {
-            before: before.as_ref().map(|pass| pass.scores.clone()),
-            after: after.as_ref().map(|pass| pass.scores.clone()),
+            before: before.map(|pass| pass.scores.clone()),
+            after: after.map(|pass| pass.scores.clone()),
             change,
-            train: Some(train_metrics(&outcome, &plan, &train_set, gemm_share)),
-            validation: validation_metrics(&outcome),
-            generation: after.as_ref().or(before.as_ref()).map(|pass| pass.generation.clone()),
+            train: Some(train_metrics(outcome, plan, train_set, *gemm_share)),
+            validation: validation_metrics(outcome),
+            generation: after.or(before).map(|pass| pass.generation.clone()),
             peak_rss_mib: peak_rss_mib(),
-            trainable_parameters: assistant.adapter.as_ref().map(|adapter| adapter.parameter_count() as u64),
-            total_parameters: Some(assistant.model.parameter_count() as u64),
+            trainable_parameters: base.assistant.adapter.as_ref().map(|own| own.parameter_count() as u64),
+            total_parameters: Some(model.parameter_count() as u64),
             time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
-            data: Some(data_metrics),
+            data: Some(base.data.clone()),
             stages: observer.times(),
             cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
         };
-        let passes = [before.as_ref(), after.as_ref()];
-        let data = (splits, &train_set);
-        let mut report = report(recipe, metrics, &preflight, data, test.as_ref(), passes)?;
-        report.environment = environment(recipe, started);
+        let data = (base.splits.clone(), train_set);
+        let mut report = report(recipe, metrics, &base.preflight, data, base.test.as_ref(), [before, after])?;
+        report.environment = environment(recipe, began.time);
         report.steps = observer.steps();
-        if test.is_some() {
-            directory.write_predictions(&report.outputs)?;
+        if base.test.is_some() {
+            self.directory.write_predictions(&report.outputs)?;
         }
-        directory.write_report(&report)?;
-        directory.finish()?;
+        self.directory.write_report(&report)?;
+        self.directory.finish()?;
         Ok(Some(report.metrics))
-    };
-    match finish() {
-        Ok(Some(metrics)) => Ok(RunOutcome { metrics, ..RunOutcome::default() }),
-        Ok(None) => {
-            observer.note(&format!("the trained adapter is in {}", directory.keep().display()));
-            Ok(RunOutcome { cancelled: true, checkpoint: written.last, ..RunOutcome::default() })
-        }
-        Err(error) => Err(Error::AfterTraining { adapter: directory.keep(), source: Box::new(error) }),
     }
 }

@@ -12,7 +12,7 @@ const NAME: &str = ".ferrotune-lock";
 
 /// A locked file in an output directory, removed with this. A dead process holds no lock: what it left is taken over.
 #[derive(Debug)]
-pub(super) struct RunLock {
+pub(crate) struct RunLock {
     path: PathBuf,
     /// Open as long as the lock is held.
     _file: File,

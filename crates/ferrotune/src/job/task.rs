@@ -6,20 +6,20 @@ use ferrotune_kernels::{Mode, SequenceLayout};
 use ferrotune_lora::Adapter;
 use ferrotune_models::{CausalLm, LossOptions, PackedInputs};
 use ferrotune_trainer::{Dataset, ForwardArguments, TrainableModel};
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 use tch::{Kind, Tensor};
 
 /// Tokenised examples as batches without padding, in torch's order for the seed.
 #[derive(Debug)]
 pub struct PackedDataset {
-    rows: Vec<Tokenized>,
+    rows: Arc<[Tokenized]>,
     seed: u64,
 }
 
 impl PackedDataset {
     /// Epoch `e` sees the rows in the order of `torch.randperm` seeded with `seed + e`.
-    pub fn new(rows: Vec<Tokenized>, seed: u64) -> Self {
-        Self { rows, seed }
+    pub fn new(rows: impl Into<Arc<[Tokenized]>>, seed: u64) -> Self {
+        Self { rows: rows.into(), seed }
     }
 
     /// Tokens of a usual batch of `batch_size` rows.

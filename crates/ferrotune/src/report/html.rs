@@ -12,7 +12,7 @@ pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The page may apply this one style sheet and nothing else: no script, image, font, frame, form or request,
 /// whatever a model wrote. A test holds the hash to the sheet.
-pub(super) const STYLE_SHA256: &str = "8JS8VjIGzDGI7rIkd6O+Zqa5hrIMcN3vwx+8Y0NjEcU=";
+pub(super) const STYLE_SHA256: &str = "QaciabMArhQTJd6+3kI94mdrjmvnHMzRjU8js9fOMKo=";
 
 /// The report as one HTML page that needs no other file: to open, to print, to send on.
 ///
@@ -22,8 +22,6 @@ pub(super) const STYLE_SHA256: &str = "8JS8VjIGzDGI7rIkd6O+Zqa5hrIMcN3vwx+8Y0NjE
 #[must_use]
 pub fn render(report: &Report) -> String {
     let title = headline::title(report);
-    let policy =
-        format!("default-src 'none'; style-src 'sha256-{STYLE_SHA256}'; base-uri 'none'; form-action 'none'");
     let both = report.metrics.before.is_some() && report.metrics.after.is_some();
     let score_title = if both { "Before and after" } else { "Scores" };
     let sections: [(&str, Option<Markup>); 7] = [
@@ -35,6 +33,27 @@ pub fn render(report: &Report) -> String {
         ("Time", facts::time(&report.metrics)),
         ("Environment", facts::environment(report)),
     ];
+    let body = html! {
+        (headline::top(report))
+        main {
+            (headline::tiles(&report.metrics))
+            @for (title, content) in &sections {
+                @if let Some(content) = content {
+                    section class="part" {
+                        h2 { (title) }
+                        (content)
+                    }
+                }
+            }
+        }
+    };
+    page(&title, &body)
+}
+
+/// A whole page: its head with the rules that it keeps, the body, and who made it.
+pub(super) fn page(title: &str, body: &Markup) -> String {
+    let policy =
+        format!("default-src 'none'; style-src 'sha256-{STYLE_SHA256}'; base-uri 'none'; form-action 'none'");
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -45,22 +64,11 @@ pub fn render(report: &Report) -> String {
                 meta name="color-scheme" content="light dark";
                 meta name="referrer" content="no-referrer";
                 meta name="generator" content="ferrotune";
-                title { (Untrusted(&title)) }
+                title { (Untrusted(title)) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                (headline::top(report))
-                main {
-                    (headline::tiles(&report.metrics))
-                    @for (title, content) in &sections {
-                        @if let Some(content) = content {
-                            section class="part" {
-                                h2 { (title) }
-                                (content)
-                            }
-                        }
-                    }
-                }
+                (body)
                 footer { p { "Made by ferrotune " (env!("CARGO_PKG_VERSION")) "." } }
             }
         }

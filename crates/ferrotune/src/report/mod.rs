@@ -34,6 +34,7 @@ mod scores;
 mod series;
 mod stages;
 mod summary;
+mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ pub use metrics::{
 pub use range_test::range_test_svg;
 pub use scores::{Interval, Scores};
 pub use summary::summary;
+pub use sweep::{Objective, SweepAxis, SweepReport, TrialReport, render_sweep, sweep_table};
 pub use table::table;
 pub(crate) use text::{duration, visible};
 

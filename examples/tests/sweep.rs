@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "the allowance for tests does not reach their helpers")]
 
 mod common;
+mod page;
 
 use common::{Job, Run, command, finish, signal};
+use page::{Names, any_metric, listed, page, paths, section};
 use serde_json::Value;
 use std::{
     fs,
@@ -139,6 +141,10 @@ fn a_trial_that_fails_does_not_end_the_others() {
     assert!(trials[0]["error"].is_string() && trials[0]["objective"].is_null(), "{report}");
     assert!(trials[1]["objective"].is_f64(), "{report}");
     assert!(run.stdout.contains("failed: "), "{run}");
+    let mut found = Names::new();
+    paths(&report, "", &mut found);
+    let found: Names = found.into_iter().map(any_metric).collect();
+    assert_eq!(found, listed(section(&page(), "## `sweep.json`")));
 }
 
 #[test]

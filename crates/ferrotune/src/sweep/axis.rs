@@ -85,7 +85,8 @@ mod tests {
             ("lora.target_modules=[q_proj]", "take quotes away"),
         ] {
             let error = text.parse::<Axis>().unwrap_err();
-            assert!(error.is_bad_input() && error.to_string().contains(words), "{error}");
+            let is_told = matches!(&error, Error::Sweep { reason } if reason.contains(words));
+            assert!(is_told && error.is_bad_input(), "{error}");
         }
     }
 }

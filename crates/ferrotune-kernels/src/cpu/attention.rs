@@ -62,6 +62,16 @@ impl Heads {
         // SAFETY: libtorch keeps every element that sizes and strides lead to inside the tensor's memory.
         unsafe { self.start.as_ptr().add(token * self.token_stride + head * self.head_stride) }
     }
+
+    /// The same as a slice.
+    ///
+    /// # Safety
+    /// Both exist; numbers that are written are the task's own, and the slice the only one of them.
+    #[inline(always)]
+    unsafe fn row<'a>(&self, token: usize, head: usize) -> &'a mut [f32] {
+        // SAFETY: as the caller says; `of` saw that the numbers lie side by side.
+        unsafe { std::slice::from_raw_parts_mut(self.at(token, head), self.head_dim) }
+    }
 }
 
 /// Queries, keys and values, and who sees whom.

@@ -24,21 +24,18 @@ use std::{
 use tch::{Device, Kind, Tensor};
 
 mod compact;
+mod level;
 mod matrix;
 pub(super) mod panel;
 pub(super) mod tile;
 pub(super) mod vector;
 
 pub(crate) use compact::Compact;
+pub(super) use level::{Level, level};
 pub(crate) use matrix::Matrix;
-use tile::{CompactRows, DenseRows, RightRows};
 
 /// Rows of a left factor up to which nothing is copied.
 pub(crate) const FEW_ROWS: usize = 32;
-/// Columns of the right factor that one task computes where nothing is copied.
-const FEW_COLUMNS: usize = 48;
-/// Rows of a task at the least: with fewer, the copy of the panel would weigh.
-const TASK_ROWS: usize = 96;
 /// Sums and products worth a thread of its own: some ten microseconds.
 const WORK_PER_THREAD: usize = 1 << 20;
 
@@ -157,143 +154,6 @@ pub(super) struct Rows {
     pub(super) add: bool,
 }
 
-/// Some columns of a result with few rows.
-struct Few {
-    rows: usize,
-    columns: usize,
-    depth: usize,
-    left: *const f32,
-    left_row_stride: usize,
-    target: *mut f32,
-    target_row_stride: usize,
-    scale: f32,
-    add: bool,
-}
-
-pub(super) fn level() -> Option<Level> {
-    Level::available().next()
-}
-
-/// The instructions that the loops are compiled for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Level {
-    Avx512,
-    Avx2,
-}
-
-impl Level {
-    /// All that this machine has, best first.
-    pub(super) fn available() -> impl Iterator<Item = Self> {
-        super::simd::Level::available().filter_map(|level| match level {
-            super::simd::Level::Avx512 => Some(Self::Avx512),
-            super::simd::Level::Avx2 => Some(Self::Avx2),
-            super::simd::Level::Baseline => None,
-        })
-    }
-
-    /// Writes the sum of the terms.
-    ///
-    /// # Safety
-    /// `target` is memory that nobody else reads or writes meanwhile, and the terms fit it.
-    unsafe fn fill(self, target: Target, terms: &[Term]) {
-        let work: usize = terms.iter().map(|term| target.rows * term.left.columns * term.right.columns).sum();
-        if target.rows <= FEW_ROWS && terms.iter().all(Term::is_dense_along_depth) {
-            in_parallel(target.columns.div_ceil(FEW_COLUMNS), work, |task| {
-                let start = task * FEW_COLUMNS;
-                // SAFETY: each task writes columns of its own.
-                unsafe { self.fill_few(target, terms, start..(start + FEW_COLUMNS).min(target.columns)) };
-            });
-            return;
-        }
-        {
-            let panels = target.columns.div_ceil(panel::WIDTH);
-            // Several tasks for each thread, so that one that is held up leaves its share to the others.
-            let wanted = 4 * usize::try_from(tch::get_num_threads()).unwrap_or(1);
-            let parts = wanted.div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS)).max(1);
-            let rows_of_part = target.rows.div_ceil(parts);
-            in_parallel(panels * parts, work, |task| {
-                let (part, panel) = (task % parts, task / parts);
-                let start = part * rows_of_part;
-                let rows = start..(start + rows_of_part).min(target.rows);
-                // SAFETY: each task writes rows and columns of its own.
-                unsafe { self.fill_panel(target, terms, rows, panel * panel::WIDTH) };
-            });
-        }
-    }
-
-    /// Writes some columns of a result with few rows.
-    ///
-    /// # Safety
-    /// As [`Level::fill`]; the columns exist and no other task writes them.
-    unsafe fn fill_few(self, target: Target, terms: &[Term], columns: std::ops::Range<usize>) {
-        for (index, term) in terms.iter().enumerate() {
-            let start = columns.start.max(term.first_column);
-            let end = columns.end.min(term.first_column + term.right.columns);
-            if start >= end {
-                continue;
-            }
-            // SAFETY: `start..end` are columns of the target and, counted from the term's first, of its right factor; the depth is
-            // dense in both factors.
-            unsafe {
-                let first = start - term.first_column;
-                let block = Few {
-                    rows: target.rows,
-                    columns: end - start,
-                    depth: term.left.columns,
-                    left: term.left.start.as_ptr(),
-                    left_row_stride: term.left.row_stride,
-                    target: target.start.as_ptr().add(start),
-                    target_row_stride: target.columns,
-                    scale: term.scale,
-                    add: index > 0 || target.holds_sums,
-                };
-                match term.compact {
-                    None => {
-                        let stride = term.right.column_stride;
-                        let start = term.right.start.as_ptr().add(first * stride);
-                        self.few(&block, DenseRows { start, stride });
-                    }
-                    Some(Compact::Nibbles(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
-                    Some(Compact::Bytes(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
-                    Some(Compact::Halves(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`tile::few`].
-    unsafe fn few(self, block: &Few, right: impl RightRows) {
-        // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
-        unsafe {
-            match self {
-                Self::Avx512 => few_avx512(block, right),
-                Self::Avx2 => few_avx2(block, right),
-            }
-        }
-    }
-
-    /// Writes rows of the panel's columns from `first` on.
-    ///
-    /// # Safety
-    /// As [`Level::fill`]; rows and columns exist and no other task writes them.
-    unsafe fn fill_panel(self, target: Target, terms: &[Term], rows: std::ops::Range<usize>, first: usize) {
-        // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
-        panel::with_panel(|panel| unsafe {
-            match self {
-                Self::Avx512 => panel_avx512(target, terms, rows, first, panel),
-                Self::Avx2 => panel_avx2(target, terms, rows, first, panel),
-            }
-        });
-    }
-}
-
-/// Rows from `first` on, of `depth` numbers each.
-fn rows_of<B>(blocks: &[B], first: usize, depth: usize) -> CompactRows<B> {
-    let blocks_in_a_row = depth / compact::BLOCK;
-    CompactRows { start: blocks[first * blocks_in_a_row..].as_ptr(), blocks_in_a_row }
-}
-
 /// Runs `body` once for each of `tasks`; threads take the next one as they finish.
 pub(super) fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
@@ -310,97 +170,6 @@ pub(super) fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync
             }
         }
     });
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn few_avx512(block: &Few, right: impl RightRows) {
-    // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { tile::few::<std::arch::x86_64::__m512, 8, 3>(block, right) };
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn few_avx2(block: &Few, right: impl RightRows) {
-    // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { tile::few::<std::arch::x86_64::__m256, 4, 2>(block, right) };
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn panel_avx512(
-    target: Target,
-    terms: &[Term],
-    rows: std::ops::Range<usize>,
-    first: usize,
-    panel: &mut [f32],
-) {
-    // 24 of the 32 registers hold sums, or fewer where the result is narrow.
-    // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe {
-        fill_panel(target, terms, rows, first, panel, |block| match block.columns.div_ceil(16) {
-            1 => tile::rows::<std::arch::x86_64::__m512, 8, 1>(block),
-            2 => tile::rows::<std::arch::x86_64::__m512, 8, 2>(block),
-            _ => tile::rows::<std::arch::x86_64::__m512, 8, 3>(block),
-        });
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn panel_avx2(
-    target: Target,
-    terms: &[Term],
-    rows: std::ops::Range<usize>,
-    first: usize,
-    panel: &mut [f32],
-) {
-    // 12 of the 16 registers hold sums.
-    // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe {
-        fill_panel(target, terms, rows, first, panel, |block| {
-            tile::rows::<std::arch::x86_64::__m256, 6, 2>(block);
-        });
-    }
-}
-
-/// # Safety
-/// As [`Level::fill_panel`]; inlined into code with the instructions that `rows` of the tile wants.
-#[inline(always)]
-unsafe fn fill_panel(
-    target: Target,
-    terms: &[Term],
-    rows: std::ops::Range<usize>,
-    first: usize,
-    panel: &mut [f32],
-    compute: impl Fn(&Rows),
-) {
-    let columns = (target.columns - first).min(panel::WIDTH);
-    for (index, term) in terms.iter().enumerate() {
-        if term.first_column >= first + columns || term.first_column + term.right.columns <= first {
-            continue;
-        }
-        for depth in panel::depth_blocks(term.left.columns) {
-            // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
-            // the target; a panel of that depth fits the scratch.
-            unsafe {
-                panel::pack(term, depth.clone(), first, panel);
-                compute(&Rows {
-                    rows: rows.len(),
-                    columns,
-                    depth: depth.len(),
-                    left: term
-                        .left
-                        .start
-                        .as_ptr()
-                        .add(rows.start * term.left.row_stride + depth.start * term.left.column_stride),
-                    left_row_stride: term.left.row_stride,
-                    left_depth_stride: term.left.column_stride,
-                    panel: panel.as_ptr(),
-                    panel_stride: panel::WIDTH,
-                    target: target.start.as_ptr().add(rows.start * target.columns + first),
-                    target_row_stride: target.columns,
-                    add: index > 0 || depth.start > 0 || target.holds_sums,
-                });
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -47,12 +47,12 @@ impl Backward {
             copy(&self.inputs.k, task, task.kv_head, self.inputs.scale, keys);
             copy(&self.inputs.v, task, task.kv_head, 1.0, values);
             for token in task.tokens.clone() {
-                row(&self.grad_k, token, place).fill(0.0);
-                row(&self.grad_v, token, place).fill(0.0);
+                self.grad_k.row(token, place).fill(0.0);
+                self.grad_v.row(token, place).fill(0.0);
             }
             let mut scratch = Scratch { keys, values, weights, grads, means };
             for head in task.heads.clone() {
-                for queries in Inputs::queries(task) {
+                for queries in task.queries() {
                     self.queries::<V>(task, head, place, queries, &mut scratch);
                 }
             }
@@ -75,7 +75,7 @@ impl Backward {
         for (index, mean) in scratch.means.iter_mut().take(queries.len()).enumerate() {
             // SAFETY: a query of the task; rows of inputs are not written.
             *mean = unsafe {
-                dot::<true>(row(&self.grad, token + index, head), row(&self.output, token + index, head))
+                dot::<true>(self.grad.row(token + index, head), self.output.row(token + index, head))
             };
         }
         for (index, block) in Block::all(queries.clone(), *window).enumerate() {
@@ -153,12 +153,4 @@ impl Backward {
             }
         }
     }
-}
-
-/// # Safety
-/// Token and head exist; a row that is written is this task's, and the slice the only one of it.
-#[inline(always)]
-unsafe fn row<'a>(x: &Heads, token: usize, head: usize) -> &'a mut [f32] {
-    // SAFETY: as the caller says.
-    unsafe { std::slice::from_raw_parts_mut(x.at(token, head), x.head_dim) }
 }

@@ -1,6 +1,6 @@
 //! Some queries with some keys.
 
-use super::{Heads, Inputs, LANES, Task};
+use super::{Heads, LANES, Task};
 use crate::cpu::product::{
     Matrix, Rows, Term,
     panel::{WIDTH, pack},
@@ -135,10 +135,10 @@ pub(super) unsafe fn multiply<V: Vector>(block: &Rows) {
     }
 }
 
-impl Inputs {
-    /// The blocks of queries of a task.
-    pub(super) fn queries(task: &Task) -> impl Iterator<Item = Range<usize>> {
-        let tokens = task.tokens.len();
+impl Task {
+    /// Its blocks of queries.
+    pub(super) fn queries(&self) -> impl Iterator<Item = Range<usize>> {
+        let tokens = self.tokens.len();
         (0..tokens).step_by(QUERIES).map(move |start| start..(start + QUERIES).min(tokens))
     }
 }

@@ -31,7 +31,7 @@ impl Forward {
         unsafe {
             copy(&self.inputs.k, task, task.kv_head, self.inputs.scale, keys);
             for head in task.heads.clone() {
-                for queries in Inputs::queries(task) {
+                for queries in task.queries() {
                     self.queries::<V>(task, head, queries, keys, &mut scores[..QUERIES * KEYS]);
                 }
             }
@@ -61,7 +61,7 @@ impl Forward {
                     let correction =
                         state.weigh(row, block.seen(row, window), block.depth(row / STEP * STEP), scores);
                     if index > 0 && correction != 1.0 {
-                        scale(self.row(token + row, head), correction);
+                        scale(self.output.row(token + row, head), correction);
                     }
                 }
                 self.add::<V>(task, head, &block, scores, index > 0);
@@ -70,7 +70,7 @@ impl Forward {
         for row in 0..queries.len() {
             // SAFETY: a query of the task.
             unsafe {
-                scale(self.row(token + row, head), 1.0 / state.sum[row]);
+                scale(self.output.row(token + row, head), 1.0 / state.sum[row]);
                 *self.lse.at(head, token + row) = state.largest[row] + state.sum[row].ln();
             }
         }
@@ -102,14 +102,6 @@ impl Forward {
                 });
             }
         }
-    }
-
-    /// # Safety
-    /// Token and head exist, and are this task's; the slice is the only one of them.
-    #[inline(always)]
-    unsafe fn row<'a>(&self, token: usize, head: usize) -> &'a mut [f32] {
-        // SAFETY: as the caller says.
-        unsafe { std::slice::from_raw_parts_mut(self.output.at(token, head), self.output.head_dim) }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The innermost loops: sums that stay in registers.
 
 use super::{
-    Few, Rows,
+    Rows,
     compact::{BLOCK, Block},
+    level::Few,
     panel::WIDTH,
     vector::{Vector, prefetch},
 };

@@ -30,8 +30,16 @@ pub fn render_sweep(report: &SweepReport) -> String {
         main {
             section class="part" {
                 h2 { "Settings" }
-                @if let Some(chart) = plot::objective(report) { (chart) }
+                @if let Some(chart) = plot::objective(report) {
+                    p class="note" { code { (report.objective.name) } " of each setting; the line of the best is drawn in colour." }
+                    (chart)
+                }
                 (settings_table(report, &settings))
+                @for trial in &report.trials {
+                    @if let Some(error) = &trial.error {
+                        p class="note" { code { (Untrusted(&trial.name)) } " failed: " (Untrusted(error)) }
+                    }
+                }
             }
             @if let Some(chart) = plot::losses(report) {
                 section class="part" {
@@ -63,20 +71,22 @@ fn settings_table(report: &SweepReport, settings: &[Setting<'_>]) -> Markup {
         div class="scroll" {
             table {
                 thead { tr {
-                    @for column in columns(report) { th scope="col" { (Untrusted(&column)) } }
-                    @for metric in &metrics { th scope="col" { (metric_name(metric)) } }
+                    @for (place, column) in columns(report).iter().enumerate() {
+                        th scope="col" class=[(place >= report.varied().count()).then_some("number")] { (Untrusted(column)) }
+                    }
+                    @for metric in &metrics { th scope="col" class="number" { (metric_name(metric)) } }
                     th scope="col" { "reports" }
                 } }
                 tbody {
                     @for setting in settings {
                         tr {
                             @for value in &setting.values { td { (Untrusted(value)) } }
-                            td {
+                            td class="number" {
                                 @if let Some(result) = setting.result() { b { (result) } }
-                                @if let Some(missing) = setting.missing() { small { (Untrusted(&missing)) } }
+                                @if let Some(missing) = setting.missing() { small { (missing.split(':').next().unwrap_or_default()) } }
                             }
-                            td { @if setting.seconds() > 0.0 { (duration(setting.seconds())) } }
-                            @for metric in &metrics { td { (scores(setting, metric)) } }
+                            td class="number" { @if setting.seconds() > 0.0 { (duration(setting.seconds())) } }
+                            @for metric in &metrics { td class="number" { (scores(setting, metric)) } }
                             td { @for trial in setting.trials.iter().filter(|trial| trial.objective.is_some()) {
                                 a href=(format!("./{}/report.html", trial.name)) { (Untrusted(seed(report, trial).as_deref().unwrap_or("report"))) } " "
                             } }

@@ -17,7 +17,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example classifier
   cargo run --release -p ferrotune-examples --example classifier -- --loss focal --text \"Wo ist der Bahnhof?\"
 
-Exit codes: 0 done, 1 something failed or it was interrupted, 2 an argument is wrong.";
+Exit codes: 0 done, 1 something failed, 2 an argument is wrong, 130 or 143 it was interrupted.";
 
 /// Train a classifier that tells English, German, French and Spanish apart, on some hundred lines that come with it.
 #[derive(Parser)]

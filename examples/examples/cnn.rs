@@ -17,7 +17,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example cnn
   cargo run --release -p ferrotune-examples --example cnn -- --optim sgd --learning-rate 0.1
 
-Exit codes: 0 done, 1 something failed or it was interrupted, 2 an argument is wrong.";
+Exit codes: 0 done, 1 something failed, 2 an argument is wrong, 130 or 143 it was interrupted.";
 
 /// Train a small convolutional network on pictures that the program draws: circles, squares and triangles.
 #[derive(Parser)]

@@ -15,7 +15,7 @@ use tch::{Device, Kind, TchError, Tensor};
 const EXAMPLES: &str = "\
 Examples:
   cargo run --release -p ferrotune-examples --example classifier
-  cargo run --release -p ferrotune-examples --example classifier -- --loss focal --text \"Wo ist der Bahnhof?\"
+  cargo run --release -p ferrotune-examples --example classifier -- --loss focal --text \"Wo finde ich hier einen guten Bäcker?\"
 
 Exit codes: 0 done, 1 something failed, 2 an argument is wrong, 130 or 143 it was interrupted.";
 

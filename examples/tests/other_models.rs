@@ -33,8 +33,31 @@ fn cnn_tells_shapes_apart_with_either_optimizer() {
 }
 
 #[test]
+fn classifier_tells_languages_apart_with_each_loss() {
+    let lines = [
+        ("en", "The baker opens at seven in the morning."),
+        ("de", "Wo finde ich hier einen guten Bäcker?"),
+        ("fr", "Les oiseaux chantent tôt le matin."),
+        ("es", "¿Dónde están las llaves del coche?"),
+    ];
+    let mut losses = Vec::new();
+    for loss in ["cross-entropy", "focal", "weighted"] {
+        let texts = lines.iter().flat_map(|(_, line)| ["--text", line]);
+        let run = program("classifier", &["--loss", loss].into_iter().chain(texts).collect::<Vec<_>>());
+        run.succeeded();
+        assert!(last_number(&run, "macro F1 on 33 unseen lines:") > 0.9, "{run}");
+        for (language, line) in lines {
+            let told = run.stdout.lines().find(|told| told.ends_with(line));
+            assert!(told.is_some_and(|told| told.starts_with(language)), "{run}");
+        }
+        losses.push(last_number(&run, "99 lines to train on, mean training loss"));
+    }
+    assert!(losses[0] != losses[1] && losses[0] != losses[2] && losses[1] != losses[2], "{losses:?}");
+}
+
+#[test]
 fn they_help_and_refuse_what_cannot_be() {
-    for name in ["cnn"] {
+    for name in ["cnn", "classifier"] {
         let help = program(name, &["--help"]);
         help.succeeded();
         for words in [&format!("--example {name}"), "--num-train-epochs", "[default: ", "Exit codes"] {
@@ -44,4 +67,5 @@ fn they_help_and_refuse_what_cannot_be() {
         program(name, &["--learning-rate=-1"]).refused(&["learning_rate"]);
     }
     program("cnn", &["--optim", "adamw"]).refused(&["adamw_torch"]);
+    program("classifier", &["--loss", "hinge"]).refused(&["cross-entropy", "focal", "weighted"]);
 }

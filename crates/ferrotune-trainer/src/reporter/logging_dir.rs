@@ -2,14 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::wall_time;
-
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+use time::OffsetDateTime;
 
 /// `OUTPUT_DIR/runs/Nov27_15-25-00_HOST`, as transformers calls it, at this moment; the time is UTC.
 pub fn default_logging_dir(output_dir: &Path) -> PathBuf {
-    let moment = month_day_time(wall_time() as u64);
+    let moment = month_day_time(OffsetDateTime::now_utc());
     output_dir.join("runs").join(format!("{moment}_{}", host_name()))
 }
 
@@ -20,27 +17,11 @@ pub(super) fn host_name() -> String {
     if name.is_empty() || name.contains('/') { "localhost".into() } else { name.into() }
 }
 
-/// `%b%d_%H-%M-%S` of the seconds since 1970.
-fn month_day_time(seconds: u64) -> String {
-    let mut days = seconds / 86_400;
-    let mut year = 1970;
-    let is_leap =
-        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = "Dec";
-    for (name, length) in MONTHS.into_iter().zip(lengths) {
-        if days < length {
-            month = name;
-            break;
-        }
-        days -= length;
-    }
-    let time = seconds % 86_400;
-    format!("{month}{:02}_{:02}-{:02}-{:02}", days + 1, time / 3600, time / 60 % 60, time % 60)
+/// `%b%d_%H-%M-%S`.
+fn month_day_time(moment: OffsetDateTime) -> String {
+    let month = moment.month().to_string();
+    let (hour, minute, second) = moment.to_hms();
+    format!("{month:.3}{:02}_{hour:02}-{minute:02}-{second:02}", moment.day())
 }
 
 #[cfg(test)]
@@ -49,11 +30,15 @@ mod tests {
 
     #[test]
     fn moments_are_written_as_strftime_does() {
-        assert_eq!(month_day_time(0), "Jan01_00-00-00");
-        assert_eq!(month_day_time(951_782_399), "Feb28_23-59-59");
-        assert_eq!(month_day_time(951_782_400), "Feb29_00-00-00");
-        assert_eq!(month_day_time(1_795_794_305), "Nov27_15-45-05");
-        assert_eq!(month_day_time(1_798_761_599), "Dec31_23-59-59");
+        for (seconds, expected) in [
+            (0, "Jan01_00-00-00"),
+            (951_782_399, "Feb28_23-59-59"),
+            (951_782_400, "Feb29_00-00-00"),
+            (1_795_794_305, "Nov27_15-45-05"),
+            (1_798_761_599, "Dec31_23-59-59"),
+        ] {
+            assert_eq!(month_day_time(OffsetDateTime::from_unix_timestamp(seconds).unwrap()), expected);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What a run was made with, and when.
 
 use crate::{recipe::Recipe, report::Fact};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
+use time::OffsetDateTime;
 
 /// Versions, machine and dates, for the report.
 pub(super) fn environment(recipe: &Recipe, started: SystemTime) -> Vec<Fact> {
@@ -30,34 +31,15 @@ fn processor(cpuinfo: &str) -> Option<&str> {
 
 /// `2026-11-24 12:04:05 UTC`.
 fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let (mut days, minutes) = (seconds / 86_400, seconds / 60 % 1_440);
-    let is_leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let mut month = 1;
-    for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!(
-        "{year}-{month:02}-{:02} {:02}:{:02}:{:02} UTC",
-        days + 1,
-        minutes / 60,
-        minutes % 60,
-        seconds % 60
-    )
+    let time = OffsetDateTime::from(time);
+    let (hour, minute, second) = time.to_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02} UTC", time.date())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
     fn dates_are_those_of_the_calendar() {

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     init::init_a,
     layer::{LoraLinear, LoraWeights},
-    peft::{AdapterFile, load_adapter, save_adapter},
+    peft::{AdapterFile, load_adapter, named_parameters, save_adapter},
     target::{ModuleInfo, effective_target_modules, select_targets},
 };
 use ferrotune_kernels::RandomKey;
@@ -75,20 +75,26 @@ impl Adapter {
         &self.weights
     }
 
+    /// A second handle on the same weights.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        let weights = self.weights.iter();
+        Self {
+            name: self.name.clone(),
+            index: self.index,
+            config: self.config.clone(),
+            weights: weights
+                .map(|(path, a, b)| (path.clone(), a.shallow_clone(), b.shallow_clone()))
+                .collect(),
+        }
+    }
+
     /// Its parameters under PEFT's names in memory (`<path>.lora_A.weight`), in the model's order.
     ///
     /// An optimizer of `tch`'s takes them through a `VarStore`, whose names may hold no dots:
     /// `store.root().add(&name.replace('.', "/"), tensor, true)` shares the tensor.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
-        self.weights
-            .iter()
-            .flat_map(|(path, a, b)| {
-                [
-                    (format!("{path}.lora_A.weight"), a.shallow_clone()),
-                    (format!("{path}.lora_B.weight"), b.shallow_clone()),
-                ]
-            })
-            .collect()
+        named_parameters(self.weights.iter().map(|(path, a, b)| (path, a, b)))
     }
 
     /// Number of trainable numbers.
@@ -146,13 +152,28 @@ pub fn load(
     trainable: bool,
 ) -> Result<Adapter> {
     let directory = directory.as_ref();
-    let mut file = load_adapter(directory)?;
+    let file = load_adapter(directory)?;
+    insert(model, name, index, file, trainable).map_err(|error| error.in_file(directory))
+}
+
+/// Puts an adapter that was read into a model; `trainable` marks its weights for further training. What its configuration says of
+/// training, such as `lora_dropout`, may be changed before.
+///
+/// # Errors
+/// [`Error::OtherModel`], [`Error::NoWeights`] or [`Error::ShapeMismatch`] if it was made for another model.
+pub fn insert(
+    model: &mut (impl Adaptable + ?Sized),
+    name: &str,
+    index: usize,
+    mut file: AdapterFile,
+    trainable: bool,
+) -> Result<Adapter> {
     // The file says which modules are adapted; the list in its configuration may be abbreviated or a pattern.
     let modules = module_infos(model)?;
     let known: HashSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let mut unknown = file.tensors.keys().filter(|path| !known.contains(path.as_str()));
     if let Some(first) = unknown.next() {
-        return Err(Error::OtherModel { count: 1 + unknown.count(), first: first.clone() }.in_file(directory));
+        return Err(Error::OtherModel { count: 1 + unknown.count(), first: first.clone() });
     }
     let config = file.config.clone();
     let from_file = |module: &ModuleInfo, place: &Tensor| -> Result<(Tensor, Tensor)> {
@@ -167,7 +188,7 @@ pub fn load(
         Some(Error::OtherModel { count: file.tensors.len(), first })
     };
     let made = make(model, index, &config, from_file).and_then(|made| left(&file).map_or(Ok(made), Err));
-    add(model, name, index, &config, made.map_err(|error| error.in_file(directory))?)
+    add(model, name, index, &config, made?)
 }
 
 /// Folds an adapter into the frozen weights of its model, `W += scaling * B A`, and takes it out: the bare model then computes what it
@@ -194,7 +215,11 @@ pub fn unload(model: &mut (impl Adaptable + ?Sized), index: usize) -> Result<()>
     })
 }
 
-fn module_infos(model: &mut (impl Adaptable + ?Sized)) -> Result<Vec<ModuleInfo>> {
+/// The linear layers of a model that can be adapted, in its order.
+///
+/// # Errors
+/// Those of [`Adaptable::visit_linears`].
+pub fn module_infos(model: &mut (impl Adaptable + ?Sized)) -> Result<Vec<ModuleInfo>> {
     let mut modules = Vec::new();
     model.visit_linears(&mut |layer| {
         modules.extend(layer.modules().cloned());

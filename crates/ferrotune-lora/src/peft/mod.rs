@@ -8,8 +8,10 @@ mod json;
 mod read;
 mod write;
 
-pub use read::{AdapterFile, load_adapter};
+pub use read::{AdapterFile, load_adapter, load_config};
 pub use write::save_adapter;
+
+use tch::Tensor;
 
 /// The file of the configuration.
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
@@ -58,6 +60,16 @@ impl Half {
 /// ```
 pub fn tensor_key(module_path: &str, half: Half) -> String {
     format!("{PREFIX}{module_path}{}", half.suffix())
+}
+
+/// The matrices of modules under the names that PEFT has for them in memory, `<path>.lora_A.weight`.
+pub(crate) fn named_parameters<'a>(
+    modules: impl Iterator<Item = (&'a String, &'a Tensor, &'a Tensor)>,
+) -> Vec<(String, Tensor)> {
+    let named = |path: &str, half: Half, tensor: &Tensor| {
+        (format!("{path}{}", half.suffix()), tensor.shallow_clone())
+    };
+    modules.flat_map(|(path, a, b)| [named(path, Half::A, a), named(path, Half::B, b)]).collect()
 }
 
 /// The module path and the half that a key of [`tensor_key`]'s form names.

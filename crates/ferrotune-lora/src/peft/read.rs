@@ -1,7 +1,7 @@
 //! Reading an adapter directory.
 
 use super::write::{check_shapes, is_finite};
-use super::{CONFIG_FILE, Half, PICKLE_FILE, PREFIX, WEIGHTS_FILE, parse_key, tensor_key};
+use super::{CONFIG_FILE, Half, PICKLE_FILE, PREFIX, WEIGHTS_FILE, named_parameters, parse_key, tensor_key};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
 use crate::target::{Decision, Matcher};
@@ -23,6 +23,27 @@ pub struct AdapterFile {
     pub tensors: BTreeMap<String, (Tensor, Tensor)>,
 }
 
+impl AdapterFile {
+    /// Its parameters under PEFT's names in memory (`<path>.lora_A.weight`), as
+    /// [`Adapter::named_parameters`](crate::Adapter::named_parameters), in the order of their paths.
+    pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
+        named_parameters(self.tensors.iter().map(|(path, (a, b))| (path, a, b)))
+    }
+}
+
+/// Reads the configuration of an adapter alone.
+///
+/// # Errors
+/// As [`load_adapter`], for its first file.
+pub fn load_config(dir: impl AsRef<Path>) -> Result<LoraConfig> {
+    let dir = dir.as_ref();
+    let path = dir.join(CONFIG_FILE);
+    if !is_there(&path) {
+        return Err(Error::NoAdapter { path: dir.to_owned(), missing: CONFIG_FILE, hint: hint(dir) });
+    }
+    read_config(&path)
+}
+
 /// Reads an adapter that Python PEFT or [`save_adapter`](super::save_adapter) wrote; its tensors may be F32, F16 or BF16.
 ///
 /// Every tensor of the file belongs to a module that the configuration targets, has the rank that the configuration gives that module, and is finite,
@@ -40,11 +61,7 @@ pub struct AdapterFile {
 /// [`Error::NoAdapter`] or [`Error::PickleRefused`] for the directory; [`Error::InFile`] with what is wrong in which of its files.
 pub fn load_adapter(dir: impl AsRef<Path>) -> Result<AdapterFile> {
     let dir = dir.as_ref();
-    let path = dir.join(CONFIG_FILE);
-    if !is_there(&path) {
-        return Err(Error::NoAdapter { path: dir.to_owned(), missing: CONFIG_FILE, hint: hint(dir) });
-    }
-    let config = read_config(&path)?;
+    let config = load_config(dir)?;
     let path = dir.join(WEIGHTS_FILE);
     if !is_there(&path) {
         let pickle = dir.join(PICKLE_FILE);

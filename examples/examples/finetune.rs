@@ -36,7 +36,7 @@ struct Arguments {
     /// Override a key of the recipe; can be given again.
     #[arg(long = "set", value_name = "section.key=value")]
     set: Vec<String>,
-    /// Go on from a checkpoint though recipe, data or model have changed.
+    /// Go on from a checkpoint though recipe, data or model have changed, or from an adapter (`lora.init_from`) whose base has another name.
     #[arg(long)]
     accept_changes: bool,
     /// Write one JSON object a line to standard output instead of a progress bar.

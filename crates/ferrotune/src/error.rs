@@ -103,7 +103,16 @@ pub enum Error {
         changes: Vec<String>,
     },
 
-    /// The run was left, and its last steps are in no checkpoint.
+    /// The adapter that a run is to start from is not one for this run.
+    #[error("{} is no adapter for this run:\n  {}", path.display(), differences.join("\n  "))]
+    OtherAdapter {
+        /// Its directory.
+        path: PathBuf,
+        /// Each difference, with what helps; never empty.
+        differences: Vec<String>,
+    },
+
+    /// The run came to no end, and its last steps are in no checkpoint.
     #[error("{source}\n{}", kept(saved.as_deref()))]
     NotSaved {
         /// The last whole checkpoint.
@@ -123,14 +132,16 @@ pub enum Error {
 
     /// The disk of the output directory has less room than the results need.
     #[error(
-        "{} has room for {}, and the results of this run need at least {}: make room there, or choose another `output_dir`",
-        path.display(), readable_bytes(*free_bytes), readable_bytes(*needed_bytes)
+        "{} has room for {}, and the results of this run need at least {}{}",
+        path.display(), readable_bytes(*free_bytes), readable_bytes(*needed_bytes), more_room(*checkpoint_bytes)
     )]
     NoRoom {
         /// The directory.
         path: PathBuf,
-        /// The least that the results need.
+        /// The least that the results need, with the checkpoints.
         needed_bytes: u64,
+        /// How much of that is for checkpoints.
+        checkpoint_bytes: u64,
         /// What is free.
         free_bytes: u64,
     },
@@ -260,6 +271,7 @@ impl Error {
             | Self::OutputBusy { .. }
             | Self::Checkpoint { .. }
             | Self::Changed { .. }
+            | Self::OtherAdapter { .. }
             | Self::OutputInTheWay { .. }
             | Self::Write { .. }
             | Self::NoRoom { .. }
@@ -289,6 +301,17 @@ impl Error {
             Self::RecipeToToml { .. } | Self::Kernels(_) | Self::Torch(_) => false,
         }
     }
+}
+
+fn more_room(checkpoint_bytes: u64) -> String {
+    if checkpoint_bytes == 0 {
+        return ": make room there, or choose another `output_dir`".to_owned();
+    }
+    format!(
+        ", {} of it for checkpoints: make room there, choose another `output_dir`, or keep fewer checkpoints \
+         (`training.save_total_limit`)",
+        readable_bytes(checkpoint_bytes)
+    )
 }
 
 fn kept(saved: Option<&std::path::Path>) -> String {

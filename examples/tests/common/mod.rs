@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     reason = "test code, shared by several tests"
 )]
 
@@ -205,6 +206,36 @@ pub fn finish(child: Child) -> Run {
 pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).stderr(Stdio::null()).status();
 }
+
+/// Runs a shell script in the job's folder, in a name space of its own where `disk` is a file system of `kib` KiB; `None`, and a word about
+/// it, where this system does not let us mount one.
+#[cfg(target_os = "linux")]
+pub fn on_small_disk(job: &Job, kib: u32, script: &str) -> Option<Run> {
+    let mount = format!("mount -t tmpfs -o size={kib}k tmpfs disk");
+    fs::create_dir_all(job.path("disk")).unwrap();
+    let try_as = |options: &str, script: &str| {
+        let mut command = Command::new("unshare");
+        command.args([options, "sh", "-c", &format!("{mount} && {script}")]).current_dir(job.folder());
+        command.env("XDG_CACHE_HOME", job.path("cache")).env("GOMP_SPINCOUNT", "0");
+        command
+    };
+    let works = |options: &&str| try_as(options, "true").output().is_ok_and(|run| run.status.success());
+    // The first as root, the second where everybody may have a name space.
+    let Some(options) = ["-m", "-rm"].into_iter().find(works) else {
+        eprintln!("skipped: this system allows no mount");
+        return None;
+    };
+    let output = try_as(options, script).output().unwrap();
+    Some(Run {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    })
+}
+
+/// Every file of `disk` as the job's folder then has it in `found`; the exit code is that of what ran before.
+#[cfg(target_os = "linux")]
+pub const COPY_OUT: &str = "code=$?; rm -rf found; cp -r disk found; exit $code";
 
 /// A folder with data, a recipe and what the programs write.
 pub struct Job {

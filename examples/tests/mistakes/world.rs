@@ -1,5 +1,7 @@
 //! What is wrong with the folders and files around a run.
 
+#[cfg(target_os = "linux")]
+use crate::common::{COPY_OUT, on_small_disk};
 use crate::{
     common::{self, Job, Run, program, snapshot},
     refused,
@@ -116,36 +118,6 @@ fn a_result_never_replaces_its_input() {
     }
     assert!(before == snapshot(job.folder()));
 }
-
-/// Runs a shell script in the job's folder, in a name space of its own where `disk` is a file system of `kib` KiB; `None`, and a word about
-/// it, where this system does not let us mount one.
-#[cfg(target_os = "linux")]
-fn on_small_disk(job: &Job, kib: u32, script: &str) -> Option<Run> {
-    let mount = format!("mount -t tmpfs -o size={kib}k tmpfs disk");
-    fs::create_dir_all(job.path("disk")).unwrap();
-    let try_as = |options: &str, script: &str| {
-        let mut command = Command::new("unshare");
-        command.args([options, "sh", "-c", &format!("{mount} && {script}")]).current_dir(job.folder());
-        command.env("XDG_CACHE_HOME", job.path("cache")).env("GOMP_SPINCOUNT", "0");
-        command
-    };
-    let works = |options: &&str| try_as(options, "true").output().is_ok_and(|run| run.status.success());
-    // The first as root, the second where everybody may have a name space.
-    let Some(options) = ["-m", "-rm"].into_iter().find(works) else {
-        eprintln!("skipped: this system allows no mount");
-        return None;
-    };
-    let output = try_as(options, script).output().unwrap();
-    Some(Run {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    })
-}
-
-/// Every file of `disk` as the job's folder then has it in `found`; the exit code is that of what ran before.
-#[cfg(target_os = "linux")]
-const COPY_OUT: &str = "code=$?; rm -rf found; cp -r disk found; exit $code";
 
 #[cfg(target_os = "linux")]
 #[test]

@@ -4,8 +4,8 @@ use super::{InputFile, Saved};
 use crate::{Result, recipe::Recipe};
 use toml::{Table, Value};
 
-/// Keys that say how far a run goes, where it writes and what it says: they change no step.
-const FREE: [&str; 24] = [
+/// Keys that say how far a run goes, where it writes and what it says: they change no step. Any other key does, unless it is said here.
+const FREE: [&str; 22] = [
     "output_dir",
     "overwrite_output_dir",
     "data.test",
@@ -15,8 +15,6 @@ const FREE: [&str; 24] = [
     "training.logging_steps",
     "training.logging_strategy",
     "training.logging_first_step",
-    "training.report_to",
-    "training.run_name",
     "training.save_strategy",
     "training.save_steps",
     "training.save_total_limit",
@@ -32,6 +30,9 @@ const FREE: [&str; 24] = [
     "runtime.threads",
 ];
 
+/// Keys of what is held to its content: what lies at another path may be the same.
+const INPUTS: [&str; 4] = ["model.path", "lora.init_from", "data.train", "data.validation"];
+
 /// Each difference that makes the rest of the run another one, in words.
 pub(crate) fn changes(saved: &Saved, recipe: &Recipe, inputs: &[InputFile]) -> Result<Vec<String>> {
     let now: Table = toml::from_str(&recipe.to_toml()?).unwrap_or_default();
@@ -46,18 +47,18 @@ pub(crate) fn changes(saved: &Saved, recipe: &Recipe, inputs: &[InputFile]) -> R
     let mut changes = Vec::new();
     for key in keys.into_iter().filter(|key| !FREE.contains(&key.as_str())) {
         let (before, now) = (value(&before, key), value(&now, key));
-        // What lies at another path may be the same: the hashes tell.
-        let is_input = ["model.path", "data.train", "data.validation"].contains(&key.as_str());
+        let is_input = INPUTS.contains(&key.as_str());
         if before != now && !(is_input && before != "absent" && now != "absent") {
             changes.push(format!("`{key}` was {before} and is {now}"));
         }
     }
+    let is_folder = |key: &str| ["model.path", "lora.init_from"].contains(&key);
     let counts = |file: &&InputFile| file.key != "data.test";
     let name = |file: &InputFile| (file.key.clone(), file.path.file_name().map(ToOwned::to_owned));
     for file in saved.inputs.iter().filter(counts) {
         let of_key = |other: &&InputFile| {
-            // A data file may have another name; a model has many files.
-            if file.key == "model.path" { name(other) == name(file) } else { other.key == file.key }
+            // A data file may have another name; a model and an adapter have several files.
+            if is_folder(&file.key) { name(other) == name(file) } else { other.key == file.key }
         };
         match inputs.iter().find(of_key) {
             Some(now) if now.sha256 == file.sha256 => {}
@@ -68,7 +69,7 @@ pub(crate) fn changes(saved: &Saved, recipe: &Recipe, inputs: &[InputFile]) -> R
                 short(&file.sha256),
                 short(&now.sha256)
             )),
-            None if file.key == "model.path" => {
+            None if is_folder(&file.key) => {
                 changes.push(format!("{} of `{}` is gone", file.path.display(), file.key));
             }
             // The recipe says that there is none.
@@ -107,4 +108,67 @@ fn flat(table: &Table) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::keys;
+    use std::collections::BTreeSet;
+
+    /// Keys that change the steps, or what a run takes for its best.
+    const FIXED: [&str; 38] = [
+        "seed",
+        "data_seed",
+        "data.max_train",
+        "data.max_validation",
+        "data.max_length",
+        "data.truncation",
+        "data.on_error",
+        "lora.r",
+        "lora.lora_alpha",
+        "lora.lora_dropout",
+        "lora.target_modules",
+        "training.per_device_train_batch_size",
+        "training.gradient_accumulation_steps",
+        "training.dataloader_drop_last",
+        "training.learning_rate",
+        "training.weight_decay",
+        "training.adam_beta1",
+        "training.adam_beta2",
+        "training.adam_epsilon",
+        "training.warmup_steps",
+        "training.lr_scheduler_type",
+        "training.lr_scheduler_kwargs",
+        "training.eval_strategy",
+        "training.eval_steps",
+        "training.eval_delay",
+        "training.max_grad_norm",
+        "training.label_smoothing_factor",
+        "training.neftune_noise_alpha",
+        "training.bf16",
+        "training.fp16",
+        "training.gradient_checkpointing",
+        "training.optim",
+        "training.optim_args",
+        "training.loraplus_lr_ratio",
+        "training.metric_for_best_model",
+        "training.greater_is_better",
+        "runtime.device",
+        "runtime.compute_dtype",
+    ];
+
+    #[test]
+    fn each_key_of_a_recipe_is_free_or_fixed_or_an_input() {
+        let kinds = [&FREE[..], &INPUTS, &FIXED];
+        let named: Vec<&str> = kinds.concat();
+        let once: BTreeSet<String> = named.iter().map(|key| (*key).to_owned()).collect();
+        assert_eq!(once.len(), named.len(), "a key is named twice");
+        let unnamed: Vec<_> = keys().difference(&once).cloned().collect();
+        let unknown: Vec<_> = once.difference(&keys()).cloned().collect();
+        assert!(
+            unnamed.is_empty() && unknown.is_empty(),
+            "may these change when a run goes on? {unnamed:?}; no keys of a recipe: {unknown:?}"
+        );
+    }
 }

@@ -8,14 +8,18 @@ mod boundary;
 mod changes;
 mod hashes;
 mod read;
+mod room;
 mod saver;
 mod write;
+mod written;
 
 pub(crate) use changes::{changes, other_threads};
 pub(crate) use hashes::InputFile;
 pub(crate) use read::{Saved, newest, read};
-pub(crate) use saver::{Saver, Written};
+pub(crate) use room::room;
+pub(crate) use saver::Saver;
 pub(crate) use write::Writer;
+pub(crate) use written::Written;
 
 use std::{
     fs,
@@ -50,6 +54,11 @@ pub(crate) fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
         .collect();
     found.sort_unstable();
     found
+}
+
+/// Whether a directory claims to be a checkpoint, whole or not.
+pub(crate) fn is_one(directory: &Path) -> bool {
+    directory.join(HASHES).exists()
 }
 
 /// Removes what a killed run was writing.

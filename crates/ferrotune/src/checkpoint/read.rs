@@ -26,19 +26,6 @@ pub(crate) struct Saved {
     pub inputs: Vec<InputFile>,
 }
 
-impl Saved {
-    /// The adapter's parameters under PEFT's names in memory.
-    pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        let halves = |(path, (a, b)): (&String, &(Tensor, Tensor))| {
-            [
-                (format!("{path}.lora_A.weight"), a.shallow_clone()),
-                (format!("{path}.lora_B.weight"), b.shallow_clone()),
-            ]
-        };
-        self.adapter.tensors.iter().flat_map(halves).collect()
-    }
-}
-
 /// Reads a checkpoint, and holds each of its files to the hash that it was written with.
 ///
 /// # Errors

@@ -1,55 +1,61 @@
 //! The trainer's checkpointer: copies in the step, writes in a thread of its own.
 
-use super::{Writer, directory_name, read, write::Snapshot};
+use super::{Writer, directory_name, read, write::Snapshot, written::Written};
 use crate::{Error, Result};
 use ferrotune_lora::Adapter;
 use ferrotune_trainer::{BoxError, Checkpoint, Checkpointer};
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
+    time::Duration,
 };
 use tch::Tensor;
-
-/// What became of the checkpoints of a run.
-#[derive(Debug, Default)]
-pub(crate) struct Written {
-    /// The last whole one.
-    pub last: Option<PathBuf>,
-    /// The last that could not be written, and why. A later one that was written takes it away.
-    pub failed: Option<(usize, Error)>,
-    /// The step of the last whose writing has begun.
-    begun: usize,
-    /// Failures that nobody has been told of.
-    pub unsaid: Vec<String>,
-}
-
-impl Written {
-    /// The checkpoint that a run which is left goes on from.
-    ///
-    /// # Errors
-    /// [`Error::NotSaved`] if what it did last is in none.
-    pub fn left(self) -> Result<Option<PathBuf>> {
-        match self.failed {
-            Some((_, error)) => Err(Error::NotSaved { saved: self.last, source: Box::new(error) }),
-            None => Ok(self.last),
-        }
-    }
-
-    fn fail(&mut self, step: usize, error: Error) {
-        tracing::warn!(step, %error, "no checkpoint");
-        self.unsaid.push(format!(
-            "warning: no checkpoint after step {step}: {error}; training goes on, and the next one is tried"
-        ));
-        self.failed = Some((step, error));
-    }
-}
 
 enum Order {
     Write(Box<Snapshot>),
     /// Answers when all before it is written.
     Flush(mpsc::Sender<()>),
+}
+
+/// How long a checkpoint that could not be written waits for room.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Carries out orders until there are no more. What could not be written is tried again, until it is or there is a newer one.
+fn write_orders(
+    orders: &mpsc::Receiver<Order>,
+    written: &Mutex<Written>,
+    retry_after: Duration,
+    mut write: impl FnMut(&mut Snapshot) -> Result<PathBuf>,
+) {
+    let mut unwritten = None;
+    let mut are_over = false;
+    while !are_over {
+        let order = match unwritten {
+            Some(_) => orders.recv_timeout(retry_after),
+            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let mut flushed = None;
+        match order {
+            Ok(Order::Write(snapshot)) => unwritten = Some(snapshot),
+            Ok(Order::Flush(done)) => flushed = Some(done),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => are_over = true,
+        }
+        if let Some(snapshot) = &mut unwritten {
+            let step = snapshot.state.global_step;
+            lock(written).begin(step);
+            let result = write(snapshot);
+            if lock(written).end(step, result) {
+                unwritten = None;
+            }
+        }
+        flushed.map(|done| done.send(()));
+    }
 }
 
 /// Hands copies of a run to a thread that writes them.
@@ -71,31 +77,20 @@ impl Saver {
     /// [`Error::Write`] if the system gives no thread.
     pub fn start(mut writer: Writer, last: Option<PathBuf>) -> Result<Self> {
         let output_dir = writer.output_dir.clone();
-        let written = Arc::new(Mutex::new(Written { last, ..Written::default() }));
+        Self::start_with(output_dir, last, RETRY_AFTER, move |snapshot| writer.write(snapshot))
+    }
+
+    fn start_with(
+        output_dir: PathBuf,
+        last: Option<PathBuf>,
+        retry_after: Duration,
+        write: impl FnMut(&mut Snapshot) -> Result<PathBuf> + Send + 'static,
+    ) -> Result<Self> {
+        let written = Arc::new(Mutex::new(Written::from(last)));
         // One is written and one waits: a disk slower than that stops the steps rather than fill the memory.
         let (orders, received) = mpsc::sync_channel(1);
         let results = written.clone();
-        let work = move || {
-            for order in received {
-                match order {
-                    Order::Flush(done) => drop(done.send(())),
-                    Order::Write(mut snapshot) => {
-                        let step = snapshot.state.global_step;
-                        lock(&results).begun = step;
-                        let result = writer.write(&mut snapshot);
-                        let mut written = lock(&results);
-                        match result {
-                            Ok(path) => {
-                                tracing::info!(path = %path.display(), "checkpoint");
-                                written.last = Some(path);
-                                written.failed = None;
-                            }
-                            Err(error) => written.fail(step, error),
-                        }
-                    }
-                }
-            }
-        };
+        let work = move || write_orders(&received, &results, retry_after, write);
         let thread = std::thread::Builder::new()
             .name("checkpoints".to_owned())
             .spawn(work)
@@ -106,6 +101,14 @@ impl Saver {
     /// What the trainer is given.
     pub fn checkpointer<'a>(&'a self, adapter: &'a Adapter) -> impl Checkpointer + 'a {
         Copies { saver: self, adapter }
+    }
+
+    fn write(&self, snapshot: Snapshot) {
+        let step = snapshot.state.global_step;
+        if self.orders.send(Order::Write(Box::new(snapshot))).is_err() {
+            // The run is worth more than its checkpoint.
+            lock(&self.written).fail(step, self.writer_is_gone(), "training goes on");
+        }
     }
 
     /// Failures since this was last asked, in words.
@@ -119,8 +122,8 @@ impl Saver {
         drop(self.orders);
         let ended = self.thread.join();
         let mut written = std::mem::take(&mut *lock(&self.written));
-        if ended.is_err() && written.failed.is_none() {
-            written.fail(written.begun, gone);
+        if ended.is_err() {
+            written.end_without_writer(gone);
         }
         written
     }
@@ -147,12 +150,7 @@ impl Checkpointer for Copies<'_> {
             .map(|(path, a, b)| Ok((path.clone(), copy(a)?, copy(b)?)))
             .collect::<std::result::Result<_, tch::TchError>>()?;
         let state = checkpoint.state.clone();
-        let snapshot = Snapshot { state, adapter, optimizer: checkpoint.optimizer };
-        let step = snapshot.state.global_step;
-        if self.saver.orders.send(Order::Write(Box::new(snapshot))).is_err() {
-            // The run is worth more than its checkpoint.
-            lock(&self.saver.written).fail(step, self.saver.writer_is_gone());
-        }
+        self.saver.write(Snapshot { state, adapter, optimizer: checkpoint.optimizer });
         Ok(())
     }
 
@@ -162,9 +160,10 @@ impl Checkpointer for Copies<'_> {
         let _ = is_done.recv();
         let path = self.saver.output_dir.join(directory_name(step));
         if !path.is_dir() {
+            lock(&self.saver.written).miss_best(step);
             return Ok(None);
         }
-        Ok(Some(read(&path)?.parameters()))
+        Ok(Some(read(&path)?.adapter.named_parameters()))
     }
 }
 
@@ -199,8 +198,14 @@ mod tests {
         let adapter = vec![("layers.0.q_proj".to_owned(), tensor([8, 3]), tensor([5, 8]))];
         // An update may have been left out.
         let optimizer = OptimizerState { step: step - 1, tensors: Vec::new() };
-        let snapshot = Snapshot { state, adapter, optimizer };
-        saver.orders.send(Order::Write(Box::new(snapshot))).unwrap();
+        saver.write(Snapshot { state, adapter, optimizer });
+    }
+
+    /// Waits until what was ordered is written.
+    fn flush(saver: &Saver) {
+        let (done, is_done) = mpsc::channel();
+        saver.orders.send(Order::Flush(done)).unwrap();
+        is_done.recv().unwrap();
     }
 
     #[test]
@@ -212,7 +217,7 @@ mod tests {
         assert_eq!(list(&folder.path().join("out")), [(3, path.clone())]);
         let saved = read(&path).unwrap();
         assert_eq!((saved.state.global_step, saved.optimizer.step), (3, 2));
-        assert_eq!(saved.parameters().len(), 2);
+        assert_eq!(saved.adapter.named_parameters().len(), 2);
         for name in ["optimizer.safetensors", "trainer_state.json", "adapter_config.json", "hashes.json"] {
             let bytes = fs::read(path.join(name)).unwrap();
             fs::write(path.join(name), &bytes[1..]).unwrap();
@@ -229,9 +234,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let saver = saver(folder.path());
         save(&saver, 3);
-        let (done, is_done) = mpsc::channel();
-        saver.orders.send(Order::Flush(done)).unwrap();
-        is_done.recv().unwrap();
+        flush(&saver);
         // Nothing can be made beneath a file.
         fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
         fs::write(folder.path().join("out"), "").unwrap();
@@ -242,5 +245,69 @@ mod tests {
         let is_named =
             matches!(&error, Error::NotSaved { saved: Some(path), .. } if path.ends_with("out/checkpoint-3"));
         assert!(is_named && error.is_bad_input(), "{error}");
+    }
+
+    /// What a place has in the end that takes nothing for so many attempts.
+    fn written_after(failures: usize, retry_after: Duration, steps: &[usize]) -> Written {
+        let mut attempts = 0;
+        let write = move |snapshot: &mut Snapshot| {
+            attempts += 1;
+            let path = PathBuf::from(directory_name(snapshot.state.global_step));
+            if attempts > failures { Ok(path) } else { Err(Error::OutputBusy { path }) }
+        };
+        let saver = Saver::start_with("out".into(), None, retry_after, write).unwrap();
+        for &step in steps {
+            save(&saver, step);
+            while retry_after < RETRY_AFTER && lock(&saver.written).last.is_none() {
+                std::thread::yield_now();
+            }
+        }
+        saver.finish()
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_tried_again_and_said_once() {
+        let soon = Duration::from_millis(1);
+        let written = written_after(5, soon, &[3]);
+        assert_eq!(written.last.as_deref(), Some(Path::new("checkpoint-3")));
+        let is_said = matches!(&written.unsaid[..], [failed, mended] if failed.contains("no checkpoint after step 3")
+            && failed.contains("tried again") && mended.contains("checkpoint after step 3 is written"));
+        assert!(is_said, "{:?}", written.unsaid);
+        // A newer one takes its place; the end of the run is the last attempt.
+        let written = written_after(1, RETRY_AFTER, &[3, 4]);
+        assert!(written.failed.is_none() && written.last.as_deref() == Some(Path::new("checkpoint-4")));
+        let written = written_after(1, RETRY_AFTER, &[3]);
+        assert!(written.failed.is_none() && written.last.as_deref() == Some(Path::new("checkpoint-3")));
+        assert!(written_after(2, RETRY_AFTER, &[3]).left().is_err());
+    }
+
+    #[test]
+    fn a_writer_that_dies_stops_no_training_and_is_named_with_what_was_saved() {
+        let died = |saved: &[usize], last: usize| {
+            let write = |snapshot: &mut Snapshot| match snapshot.state.global_step {
+                4 => panic!("the writer dies, as this test wants"),
+                step => Ok(PathBuf::from(directory_name(step))),
+            };
+            let saver = Saver::start_with("out".into(), None, RETRY_AFTER, write).unwrap();
+            for &step in saved {
+                save(&saver, step);
+            }
+            while !saver.thread.is_finished() {
+                std::thread::yield_now();
+            }
+            save(&saver, last);
+            let adapter_of_the_best = saver.orders.send(Order::Flush(mpsc::channel().0));
+            assert!(adapter_of_the_best.is_err(), "nobody waits for a dead writer");
+            saver.finish()
+        };
+        for (saved, last) in [(&[3, 4][..], 5), (&[4], 5)] {
+            let written = died(saved, last);
+            assert!(written.unsaid.iter().any(|warning| warning.contains("no checkpoint after step 5")));
+            let expected = saved.contains(&3).then(|| PathBuf::from("checkpoint-3"));
+            let error = written.left().unwrap_err();
+            let is_named = matches!(&error, Error::NotSaved { saved, .. } if *saved == expected)
+                && error.to_string().contains("the thread that writes checkpoints has ended");
+            assert!(is_named, "{error}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
 };
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 /// A copy of a run between two steps.
 pub(super) struct Snapshot {
@@ -66,9 +66,13 @@ impl Writer {
         let step = Tensor::from(*step as i64);
         let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).chain([(STEP, &step)]);
         Tensor::write_safetensors(&named.collect::<Vec<_>>(), &path)
-            .map_err(io::Error::other)
+            .map_err(|error| io_error(&error))
             .and_then(|()| File::open(&path)?.sync_all())
-            .map_err(|source| failed(&path, source))?;
+            .map_err(|source| {
+                let bytes =
+                    tensors.iter().map(|(_, tensor)| tensor.numel() * tensor.kind().elt_size_in_bytes());
+                failed(&path, explain_write_error(&path, Some(bytes.sum::<usize>() as u64), source))
+            })?;
         reach("optimizer");
         let state =
             serde_json::to_vec_pretty(&snapshot.state).map_err(|source| failed(directory, source.into()))?;
@@ -154,6 +158,13 @@ fn put_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|source| failed(path, explain_write_error(path, Some(bytes.len() as u64), source)))
 }
 
+/// What the operating system said, which the library has in the words of its message alone.
+fn io_error(error: &TchError) -> io::Error {
+    let text = error.to_string();
+    let code = text.split_once("Os { code: ").and_then(|(_, rest)| rest.split_once(',')?.0.parse().ok());
+    code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
+}
+
 fn failed(path: &Path, source: io::Error) -> Error {
     Error::Write { path: path.to_owned(), source }
 }
@@ -189,6 +200,18 @@ mod tests {
         };
         writer.rotate(&work, best.map(path).as_deref()).unwrap();
         list(folder.path()).into_iter().map(|(step, _)| step).collect()
+    }
+
+    #[test]
+    fn what_the_system_says_of_a_file_is_said_in_its_words() {
+        let tensor = Tensor::from_slice(&[1.0_f32]);
+        let path = Path::new("/dev/full");
+        if path.exists() {
+            let error = Tensor::write_safetensors(&[("a", &tensor)], path).unwrap_err();
+            assert_eq!(io_error(&error).kind(), io::ErrorKind::StorageFull, "{error}");
+        }
+        let error = Tensor::write_safetensors(&[("a", &tensor)], "no/such/folder/file").unwrap_err();
+        assert_eq!(io_error(&error).kind(), io::ErrorKind::NotFound, "{error}");
     }
 
     #[test]

@@ -8,7 +8,8 @@ use ferrotune_lora::LoraConfig;
 use ferrotune_trainer::TrainingArguments;
 use std::path::Path;
 
-pub(super) fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
+/// What the trainer is told.
+pub(crate) fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
     let training = &recipe.training;
     Ok(TrainingArguments {
         num_train_epochs: training.num_train_epochs,

@@ -10,6 +10,7 @@ mod base;
 mod data;
 mod environment;
 mod evaluation;
+mod init_from;
 mod memory;
 mod observers;
 mod output;
@@ -22,6 +23,7 @@ mod run_lock;
 mod task;
 mod telling;
 
+pub(crate) use arguments::training_arguments;
 pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};
 pub use memory::MemoryNeed;
 pub use observers::{ForPeople, ForPrograms};

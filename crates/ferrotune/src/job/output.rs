@@ -90,8 +90,10 @@ impl OutputDirectory {
 
     /// Sees that no input of the recipe lies in a folder that the run replaces.
     pub fn check_inputs(&self, recipe: &Recipe) -> Result<()> {
-        for name in [RESULTS[0], UNFINISHED] {
-            let Ok(folder) = self.path.join(name).canonicalize() else { continue };
+        let checkpoints = checkpoint::list(&self.path).into_iter().map(|(_, path)| path);
+        let results = [RESULTS[0], UNFINISHED].into_iter().map(|name| self.path.join(name));
+        for folder in results.chain(checkpoints) {
+            let Ok(folder) = folder.canonicalize() else { continue };
             let is_inside = |path: &&Path| path.canonicalize().is_ok_and(|path| path.starts_with(&folder));
             if let Some(path) = inputs(recipe).map(|(_, path)| path).find(is_inside) {
                 let expected = "no input of the run in a folder of results, which it replaces";
@@ -101,11 +103,12 @@ impl OutputDirectory {
         Ok(())
     }
 
-    /// Sees that there is room for results of that size, the largest file of which has `largest` bytes.
-    pub fn check_room(&self, needed_bytes: u64, largest: u64) -> Result<()> {
+    /// Sees that there is room for results and checkpoints of that size, the largest file of which has `largest` bytes.
+    pub fn check_room(&self, result_bytes: u64, checkpoint_bytes: u64, largest: u64) -> Result<()> {
         let path = self.path.clone();
+        let needed_bytes = result_bytes.saturating_add(checkpoint_bytes);
         if let Some(free_bytes) = free_disk_bytes(&path).filter(|&free| free < needed_bytes) {
-            return Err(Error::NoRoom { path, needed_bytes, free_bytes });
+            return Err(Error::NoRoom { path, needed_bytes, checkpoint_bytes, free_bytes });
         }
         if file_size_limit().is_some_and(|limit| limit < largest) {
             let source = explain_write_error(&path, Some(largest), io::ErrorKind::FileTooLarge.into());
@@ -354,9 +357,12 @@ mod tests {
     fn room_that_is_not_there_is_missed_before_the_run() {
         let folder = tempfile::tempdir().unwrap();
         let directory = OutputDirectory::prepare(folder.path(), false).unwrap();
-        directory.check_room(1, 1).unwrap();
-        let error = directory.check_room(u64::MAX, 1).unwrap_err();
+        directory.check_room(1, 1, 1).unwrap();
+        let error = directory.check_room(u64::MAX, 0, 1).unwrap_err();
         assert!(matches!(&error, Error::NoRoom { .. }) && error.is_bad_input(), "{error}");
+        assert!(!error.to_string().contains("checkpoints"), "{error}");
+        let error = directory.check_room(1, u64::MAX - 1, 1).unwrap_err();
+        assert!(error.to_string().contains("fewer checkpoints (`training.save_total_limit`)"), "{error}");
     }
 
     #[test]

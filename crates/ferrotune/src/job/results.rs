@@ -81,6 +81,18 @@ pub(super) fn train_metrics(
     }
 }
 
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// What people call a model by its path.
+pub(super) fn model_name(path: &Path) -> String {
+    match file_name(path) {
+        generic if generic == "hf" => path.parent().map_or(generic, file_name),
+        own => own,
+    }
+}
+
 /// The page, before it is drawn, without what the run itself knows: its steps and where it was made.
 pub(super) fn report(
     recipe: &Recipe,
@@ -90,20 +102,24 @@ pub(super) fn report(
     test: Option<&TestSet>,
     [before, after]: [Option<&Pass>; 2],
 ) -> Result<Report> {
-    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let model = match name(&recipe.model.path) {
-        generic if generic == "hf" => recipe.model.path.parent().map(name).unwrap_or(generic),
-        own => own,
-    };
     let modules = match &recipe.lora.target_modules {
         TargetModules::AllLinear => "all linear layers".to_owned(),
         TargetModules::Named(names) => names.join(", "),
     };
+    let origin = match &recipe.lora.init_from {
+        Some(path) => {
+            format!(", from the adapter {}, with which all before training was measured", path.display())
+        }
+        None => String::new(),
+    };
     let lengths: Vec<usize> = train.rows().iter().map(|row| row.input_ids.len()).collect();
     Ok(Report {
-        model,
-        data: name(&recipe.data.train),
-        method: Some(format!("LoRA r = {}, alpha = {} on {modules}", recipe.lora.r, recipe.lora.lora_alpha)),
+        model: model_name(&recipe.model.path),
+        data: file_name(&recipe.data.train),
+        method: Some(format!(
+            "LoRA r = {}, alpha = {} on {modules}{origin}",
+            recipe.lora.r, recipe.lora.lora_alpha
+        )),
         metrics,
         outputs: test.map_or(Ok(vec![]), |test| outputs(test, before, after))?,
         outputs_file: test.map(|_| "predictions.jsonl".to_owned()),

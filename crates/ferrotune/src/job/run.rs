@@ -3,11 +3,11 @@
 use super::{
     Assistant, CausalLmTask, MemoryNeed, PackedDataset,
     advice::few_steps,
-    arguments::{lora_config, training_arguments},
-    assistant::ADAPTER_INDEX,
+    arguments::training_arguments,
     base::Base,
     environment::environment,
     evaluation::TestSet,
+    init_from,
     observers::Recorder,
     output::OutputDirectory,
     product_limit::ProductLimit,
@@ -22,10 +22,9 @@ use crate::{
     recipe::{Recipe, ResumeFromCheckpoint},
     report::Metrics,
 };
-use ferrotune_kernels::RandomKey;
-use ferrotune_lora::{Adapter, inject};
+use ferrotune_lora::Adapter;
 use ferrotune_precision::{CpuFeatures, peak_rss_mib, resident_bytes};
-use ferrotune_trainer::{TrainOutcome, TrainPlan, Trainer, TrainingArguments};
+use ferrotune_trainer::{OptimizerName, TrainOutcome, TrainPlan, Trainer, TrainingArguments};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
@@ -186,7 +185,7 @@ impl<'a> Opened<'a> {
         }
         let inputs = match &saved {
             Some(saved) => resume::check(saved, recipe, accept_changes, observer)?,
-            None => Vec::new(),
+            None => init_from::check(recipe, accept_changes, observer)?,
         };
         Ok(Some(Self { recipe, arguments, directory, saved, inputs }))
     }
@@ -202,13 +201,8 @@ impl<'a> Opened<'a> {
         let Self { recipe, arguments, directory, saved, inputs } = self;
         let plan = arguments.plan(base.train.len())?;
         few_steps(&plan, &recipe.training).iter().for_each(|note| observer.note(note));
-        let config = lora_config(recipe, &base.assistant.directory);
-        let key = RandomKey::from_seed(recipe.seed).fold_name("lora");
-        let adapter = inject(&mut base.assistant.model, "default", ADAPTER_INDEX, &config, key)?;
-
-        let adapter_bytes = (adapter.parameter_count() * size_of::<f32>()) as u64;
-        let texts = base.test.as_ref().map_or(0, TestSet::text_bytes);
-        directory.check_room(adapter_bytes + texts, adapter_bytes.max(texts))?;
+        let adapter = init_from::adapter(recipe, &mut base.assistant)?;
+        self.check_room(&adapter, &plan, base.test.as_ref().map_or(0, TestSet::text_bytes))?;
 
         let data_seed = recipe.data_seed.unwrap_or(recipe.seed);
         let train_set = PackedDataset::new(base.train.clone(), data_seed);
@@ -216,7 +210,10 @@ impl<'a> Opened<'a> {
         self.check_memory(&base.assistant, &adapter, &train_set, &plan, observer)?;
 
         let evaluation_start = Instant::now();
-        if recipe.evaluation.before && base.before.is_none() {
+        // A fresh adapter changes no answer; a given one is what this run begins with.
+        let is_given = recipe.lora.init_from.is_some();
+        base.assistant.adapter = is_given.then(|| adapter.shallow_clone());
+        if recipe.evaluation.before && (base.before.is_none() || is_given) {
             base.before = base.answers("answers before training", observer)?;
         }
         let evaluation_seconds = evaluation_start.elapsed().as_secs_f64();
@@ -267,19 +264,39 @@ impl<'a> Opened<'a> {
             if let Some(Saved { state, optimizer, .. }) = saved {
                 trainer.resume(state.clone(), optimizer)?;
             }
-            let outcome = trainer.train()?;
+            let outcome = trainer.train();
             drop(trainer);
             let training = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
             (outcome, training.limit.share_of_all())
         };
         let written = saver.finish();
         written.unsaid.iter().for_each(|warning| observer.note(warning));
+        let outcome = outcome.map_err(|error| written.last_words(error.into()))?;
         if !outcome.cancelled {
             // The training is not lost whatever happens from here on.
-            directory.save_trained(&adapter, &recipe.to_toml()?)?;
+            directory
+                .save_trained(&adapter, &recipe.to_toml()?)
+                .map_err(|error| written.last_words(error))?;
         }
         base.assistant.adapter = Some(adapter);
         Ok(Some(Trained { outcome, plan, train_set, gemm_share, written, begun }))
+    }
+
+    /// Refuses a run whose results and checkpoints the disk has no room for.
+    fn check_room(&self, adapter: &Adapter, plan: &TrainPlan, text_bytes: u64) -> Result<()> {
+        let Self { recipe, arguments, saved, .. } = self;
+        let adapter_bytes = (adapter.parameter_count() * size_of::<f32>()) as u64;
+        // AdamW has two means for each parameter; what SGD has is less.
+        let optimizer_bytes = if arguments.optim == OptimizerName::Sgd { 0 } else { 2 * adapter_bytes };
+        let checkpoints = checkpoint::room(
+            &recipe.output_dir,
+            plan,
+            adapter_bytes + optimizer_bytes,
+            recipe.training.save_total_limit,
+            saved.as_ref().map(|saved| saved.state.global_step),
+        );
+        let largest = adapter_bytes.max(text_bytes).max(if checkpoints > 0 { optimizer_bytes } else { 0 });
+        self.directory.check_room(adapter_bytes + text_bytes, checkpoints, largest)
     }
 
     /// Refuses a training that does not fit into the memory, and says what it will take.

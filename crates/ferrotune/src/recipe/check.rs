@@ -8,6 +8,7 @@ use ferrotune_trainer::{Schedule, SchedulerType};
 use super::config::Recipe;
 use super::problem::{Place, Problem, ProblemKind};
 use super::source::Source;
+use crate::job::training_arguments;
 
 /// What a run writes to `output_dir`: a folder, and files.
 pub(crate) const RESULTS: [&str; 5] =
@@ -133,13 +134,30 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
     }
 }
 
-/// The key of the one input that is no data file.
+/// What the trainer itself refuses, at its place in the recipe.
+pub(super) fn arguments(recipe: &Recipe, source: &Source, problems: &mut Vec<Problem>) {
+    let refused = training_arguments(recipe).and_then(|arguments| Ok(arguments.validate()?));
+    if let Err(crate::Error::Trainer(error @ ferrotune_trainer::Error::InvalidArgument { field, .. })) =
+        refused
+    {
+        let (keys, reason) = (vec![format!("training.{field}")], error.to_string());
+        let kind = ProblemKind::Contradiction { keys, reason };
+        problems.push(Problem { place: source.place("training", field), kind });
+    }
+}
+
+/// The keys of the inputs that are no data files.
 const MODEL: &str = "model.path";
+const INIT_FROM: &str = "lora.init_from";
 
 /// What a run reads, by its keys.
 pub(crate) fn inputs(recipe: &Recipe) -> impl Iterator<Item = (&'static str, &Path)> {
     let data = &recipe.data;
-    let optional = [("data.validation", &data.validation), ("data.test", &data.test)];
+    let optional = [
+        (INIT_FROM, &recipe.lora.init_from),
+        ("data.validation", &data.validation),
+        ("data.test", &data.test),
+    ];
     let required = [(MODEL, recipe.model.path.as_path()), ("data.train", data.train.as_path())];
     required.into_iter().chain(optional.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?))))
 }
@@ -186,6 +204,10 @@ pub(super) fn paths(recipe: &Recipe, recipe_file: Option<&Path>, place: &Place) 
     for (key, path) in inputs(recipe).filter(|(key, _)| *key != MODEL) {
         if !path.exists() {
             problem(key, path, absent(path, recipe_file));
+        } else if key == INIT_FROM {
+            if !path.is_dir() {
+                problem(key, path, "is a file; expected the folder of an adapter".to_owned());
+            }
         } else if path.is_dir() {
             problem(key, path, "is a folder; expected a JSONL file".to_owned());
         } else if !path.is_file() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use ferrotune_data::{OnError, Truncation};
+use ferrotune_lora::{LoraConfig, load_config};
 use serde::Serialize;
 
 use super::check;
@@ -140,6 +141,9 @@ impl Recipe {
             let recipe = read(&source, &mut problems);
             check::contradictions(&recipe, &source, &mut problems);
             if problems.is_empty() {
+                check::arguments(&recipe, &source, &mut problems);
+            }
+            if problems.is_empty() {
                 return Ok(recipe);
             }
         }
@@ -236,6 +240,10 @@ fn read(source: &Source, problems: &mut Vec<Problem>) -> Recipe {
 }
 
 fn read_lora(s: &mut Reader<'_>, lora: &mut LoraSection) {
+    lora.init_from = s.path("init_from");
+    if let Some(config) = lora.init_from.as_ref().and_then(|directory| load_config(directory).ok()) {
+        of_adapter(s, config, lora);
+    }
     let expected = format!("an integer from 1 to {MAX_RANK}");
     let rank = s.integer("r", &expected, |rank| (1..=MAX_RANK).contains(&rank));
     set(&mut lora.r, rank.and_then(|rank| usize::try_from(rank).ok()));
@@ -249,6 +257,21 @@ fn read_lora(s: &mut Reader<'_>, lora: &mut LoraSection) {
         let names = s.names("target_modules", expected, |name| !name.trim().is_empty());
         set(&mut lora.target_modules, names.map(TargetModules::Named));
     }
+}
+
+/// What an adapter has where the recipe leaves it out. Whether there is an adapter is seen when the run begins.
+fn of_adapter(s: &mut Reader<'_>, config: LoraConfig, lora: &mut LoraSection) {
+    (lora.r, lora.lora_alpha, lora.lora_dropout) = (config.rank, config.lora_alpha, config.lora_dropout);
+    lora.target_modules = match config.target_modules {
+        ferrotune_lora::TargetModules::AllLinear => TargetModules::AllLinear,
+        ferrotune_lora::TargetModules::Names(names) => TargetModules::Named(names),
+        ferrotune_lora::TargetModules::Pattern(pattern) => {
+            let reason = format!(
+                "`target_modules` of the adapter is the pattern {pattern:?}; name its modules in `lora.target_modules`"
+            );
+            return s.unless_given("target_modules", "init_from", reason);
+        }
+    };
 }
 
 fn read_training(s: &mut Reader<'_>, training: &mut TrainingSection) {

@@ -90,6 +90,8 @@ mod tests;
 pub(crate) use check::{RESULTS, inputs};
 pub use config::Recipe;
 pub use problem::{Place, Problem, ProblemKind};
+#[cfg(test)]
+pub(crate) use schema::keys;
 pub use schema::{
     COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
     SAVE_STRATEGIES,

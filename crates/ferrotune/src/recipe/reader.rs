@@ -176,6 +176,15 @@ impl Reader<'_> {
         Some(names)
     }
 
+    /// Adds a contradiction with `other` unless `key` was given.
+    pub(super) fn unless_given(&mut self, key: &str, other: &str, reason: String) {
+        if self.entry(key).is_none() {
+            let keys = [other, key].map(|key| join(self.section, key)).to_vec();
+            let place = self.source.place(self.section, other);
+            self.problems.push(Problem { place, kind: ProblemKind::Contradiction { keys, reason } });
+        }
+    }
+
     /// Whether a key was given as a string.
     pub(super) fn is_text(&self, key: &str) -> bool {
         self.entry(key).is_some_and(|entry| entry.value.is_str())

@@ -22,7 +22,7 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
             "on_error",
         ],
     ),
-    ("lora", &["r", "lora_alpha", "lora_dropout", "target_modules"]),
+    ("lora", &["init_from", "r", "lora_alpha", "lora_dropout", "target_modules"]),
     (
         "training",
         &[
@@ -101,6 +101,12 @@ pub const LOGGING_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.
 pub const COMPUTE_DTYPES: &[&str] = &["f32"];
+
+/// Every key of a recipe, with its section.
+#[cfg(test)]
+pub(crate) fn keys() -> std::collections::BTreeSet<String> {
+    SECTIONS.iter().flat_map(|(section, keys)| keys.iter().map(move |key| join(section, key))).collect()
+}
 
 pub(super) fn section_names() -> Vec<&'static str> {
     SECTIONS.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect()

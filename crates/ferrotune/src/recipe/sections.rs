@@ -82,6 +82,10 @@ fn all_linear<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
 /// `[lora]`: the adapter, by PEFT's names; PEFT's own defaults are `r` 8 and `lora_alpha` 8.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraSection {
+    /// The directory of an adapter to go on with, in PEFT's form; without it the adapter is a fresh one. What a recipe that is read does
+    /// not set of this section is then as the adapter has it. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
     /// The rank of the update. Default: 16.
     pub r: usize,
     /// The update is scaled by `lora_alpha / r`. Default: 32.
@@ -97,6 +101,7 @@ pub struct LoraSection {
 impl Default for LoraSection {
     fn default() -> Self {
         Self {
+            init_from: None,
             r: 16,
             lora_alpha: 32.0,
             lora_dropout: 0.0,

@@ -123,5 +123,8 @@ impl Sweep {
 
 /// Whether the next trial may well succeed.
 fn is_of_one_trial(error: &Error) -> bool {
-    matches!(error, Error::Trainer(_) | Error::NotEnoughMemory { .. } | Error::Lora(_))
+    match error {
+        Error::NotSaved { source, .. } => is_of_one_trial(source),
+        error => matches!(error, Error::Trainer(_) | Error::NotEnoughMemory { .. } | Error::Lora(_)),
+    }
 }

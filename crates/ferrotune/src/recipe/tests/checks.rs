@@ -53,6 +53,18 @@ fn contradictions_are_refused_with_their_place() {
     ] {
         assert_eq!(problems(with(settings)), [expected]);
     }
+    // What the trainer refuses by itself has its place, too.
+    let best = ["data.validation=v", "training.load_best_model_at_end=true", "training.eval_strategy=steps"];
+    let multiple = |settings: [&'static str; 2]| with(&[&best[..], &settings].concat());
+    assert!(multiple(["training.eval_steps=2", "training.save_steps=4"]).is_ok());
+    let refused = problems(multiple(["training.eval_steps=3", "training.save_steps=4"]));
+    let begin = "--set training.load_best_model_at_end=true: training argument load_best_model_at_end = true";
+    assert!(
+        refused.len() == 1
+            && refused[0].starts_with(begin)
+            && refused[0].contains("a multiple of eval_steps"),
+        "{refused:?}"
+    );
     assert!(with(&["training.lr_scheduler_type=constant_with_warmup", "training.warmup_steps=5"]).is_ok());
     assert!(with(&["data.test=t", "data.max_test=5"]).is_ok());
     // A key that is wrong by itself contradicts nothing.

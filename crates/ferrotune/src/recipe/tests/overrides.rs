@@ -52,7 +52,7 @@ fn overrides_pass_the_same_checks() {
         ("seed", "--set seed: expected `section.key=value`, as in `training.learning_rate=1e-4`"),
         ("=3", "--set =3: expected `section.key=value`, as in"),
         (".=3", "--set .=3: unknown section `[]`; known: model"),
-        ("lora.=3", "--set lora.=3: unknown key `lora.`; known here: r,"),
+        ("lora.=3", "--set lora.=3: unknown key `lora.`; known here: init_from, r,"),
         ("lora={r = 3}", "--set lora={r = 3}: `lora` is the table { r = 3 }; expected a section, `[lora]`"),
         ("data.train=7", "--set data.train=7: `data.train` is 7; expected a path, as a string in quotes"),
         ("data.test=", "--set data.test=: there is no value after `=`"),

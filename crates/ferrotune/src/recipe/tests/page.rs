@@ -57,13 +57,6 @@ fn documented(page: &str) -> BTreeMap<String, (&str, &str)> {
     keys
 }
 
-fn known_keys() -> BTreeSet<String> {
-    let keys = |(section, keys): (&'static str, &'static [&'static str])| {
-        keys.iter().map(move |key| schema::join(section, key))
-    };
-    schema::SECTIONS.into_iter().flat_map(keys).collect()
-}
-
 fn look_up(table: &Table, key: &str) -> Option<Value> {
     let value = match key.split_once('.') {
         Some((section, key)) => table.get(section)?.get(key),
@@ -76,7 +69,7 @@ fn look_up(table: &Table, key: &str) -> Option<Value> {
 fn each_key_is_there_with_its_default() {
     let Some(page) = page() else { return };
     let documented = documented(&page);
-    assert_eq!(documented.keys().cloned().collect::<BTreeSet<_>>(), known_keys());
+    assert_eq!(documented.keys().cloned().collect::<BTreeSet<_>>(), keys());
 
     let defaults = Table::try_from(parse(MINIMAL).unwrap()).unwrap();
     let required: BTreeSet<String> = match parse("").unwrap_err() {
@@ -144,7 +137,7 @@ fn the_defaults_that_differ_from_python_are_all_there() {
     let mut theirs = Table::new();
     theirs.insert("lora".to_owned(), Value::try_from(LoraConfig::default()).unwrap());
     theirs.insert("training".to_owned(), Value::try_from(TrainingArguments::default()).unwrap());
-    let differing: BTreeMap<String, (Value, Value)> = known_keys()
+    let differing: BTreeMap<String, (Value, Value)> = keys()
         .into_iter()
         .filter(|key| key.starts_with("lora.") || key.starts_with("training."))
         // PEFT's default is to choose by the architecture; the page says what.
@@ -171,7 +164,7 @@ fn its_recipes_and_overrides_are_read() {
         parse(recipe).unwrap();
     }
     let whole: Table = recipes.last().unwrap().parse().unwrap();
-    for key in known_keys() {
+    for key in keys() {
         assert!(look_up(&whole, &key).is_some(), "{key} is not in the whole recipe");
     }
 

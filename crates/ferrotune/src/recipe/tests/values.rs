@@ -91,6 +91,7 @@ max_length = 512
 truncation = "keep_start"
 on_error = "skip"
 [lora]
+init_from = "runs/first/adapter"
 r = 8
 lora_alpha = 12.5
 lora_dropout = 0.05

@@ -3,7 +3,9 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "the allowance for tests does not reach their helpers")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod faults;
 
 use common::{Job, Run, command, finish, signal};
 use std::{
@@ -20,14 +22,14 @@ const SETTINGS: [&str; 15] = [
     "training.max_steps=12",
     "training.per_device_train_batch_size=1",
     "training.gradient_accumulation_steps=2",
-    "training.learning_rate=2e-2",
+    "training.learning_rate=8e-2",
     "training.logging_steps=3",
     "training.eval_strategy=steps",
     "training.eval_steps=1",
     "training.save_steps=1",
     "training.save_total_limit=2",
     "training.load_best_model_at_end=true",
-    "training.early_stopping_patience=6",
+    "training.early_stopping_patience=3",
     "evaluation.before=false",
     "evaluation.after=false",
     "training.resume_from_checkpoint=true",
@@ -49,11 +51,16 @@ const BOUNDARIES: [&str; 12] = [
     "rotated",
 ];
 
-fn start(job: &Job, settings: &[&str], abort_at: Option<&str>) -> Child {
+fn start_with(job: &Job, settings: &[&str], environment: &[(&str, &str)]) -> Child {
     let settings = [&SETTINGS[..], settings].concat();
     let mut command = command("finetune", job.folder(), job.finetune_arguments(&settings));
-    abort_at.map(|place| command.env("FERROTUNE_ABORT_AT", place));
+    command.envs(environment.iter().copied());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn start(job: &Job, settings: &[&str], abort_at: Option<&str>) -> Child {
+    let abort_at = abort_at.map(|place| ("FERROTUNE_ABORT_AT", place));
+    start_with(job, settings, abort_at.as_slice())
 }
 
 fn run(job: &Job, settings: &[&str]) -> Run {
@@ -73,17 +80,28 @@ fn checkpoints(job: &Job) -> Vec<usize> {
     steps
 }
 
-/// The adapter of a run that nothing stops, and how long it takes.
-fn unbroken() -> (Vec<u8>, Duration) {
+/// A run that nothing stops.
+struct Unbroken {
+    adapter: Vec<u8>,
+    time: Duration,
+}
+
+fn unbroken() -> Unbroken {
     let job = Job::new();
     let start = Instant::now();
     run(&job, &[]).succeeded();
-    (adapter(&job), start.elapsed())
+    let time = start.elapsed();
+    // It ends early, and its result is that of an earlier step.
+    let last = *checkpoints(&job).last().unwrap();
+    let state = job.json(&format!("out/checkpoint-{last}/trainer_state.json"));
+    let best = state["best_global_step"].as_u64().unwrap() as usize;
+    assert!(last < 12 && best < last && best > 1, "the last step is {last}, the best one {best}");
+    Unbroken { adapter: adapter(&job), time }
 }
 
 #[test]
 fn killed_at_every_boundary_of_a_checkpoint_it_goes_on_to_the_same_bytes() {
-    let (expected, _) = unbroken();
+    let expected = unbroken().adapter;
     for boundary in BOUNDARIES {
         for count in [1, 3] {
             let job = Job::new();
@@ -102,7 +120,7 @@ fn killed_at_every_boundary_of_a_checkpoint_it_goes_on_to_the_same_bytes() {
 #[test]
 fn killed_at_random_instants_it_goes_on_to_the_same_bytes() {
     let kills = std::env::var("FERROTUNE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10);
-    let (expected, time) = unbroken();
+    let Unbroken { adapter: expected, time } = unbroken();
     // Different in each run of the test: what is found is printed.
     let mut random = u64::from(std::process::id()) << 20 | 1;
     let (mut job, mut done, mut restarts) = (Job::new(), 0, 0);
@@ -150,7 +168,7 @@ fn a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on() {
 
 #[test]
 fn a_damaged_checkpoint_is_said_and_the_one_before_is_taken() {
-    let (expected, _) = unbroken();
+    let expected = unbroken().adapter;
     let job = Job::new();
     assert_eq!(finish(start(&job, &[], Some("begun:5"))).code, None);
     let newest = *checkpoints(&job).last().unwrap();

@@ -49,19 +49,33 @@ pub(crate) fn stops_early(arguments: &TrainingArguments, state: &TrainerState) -
     })
 }
 
-/// Copies values into the parameters of the same names.
-pub(crate) fn restore(parameters: &[(String, Tensor)], values: &[(String, Tensor)]) -> Result<()> {
-    let _guard = tch::no_grad_guard();
+/// Copies the values of a checkpoint into the parameters of the same names: all of them, or none if they do not fit.
+///
+/// # Errors
+/// [`Error::StateMismatch`] if a parameter has no value, a value no parameter, or both another shape; [`Error::Torch`].
+pub fn restore(parameters: &[(String, Tensor)], values: &[(String, Tensor)]) -> Result<()> {
+    let mismatch = |name: &str, expected: Option<&Tensor>, found: Option<&Tensor>| {
+        let shape =
+            |tensor: Option<&Tensor>| tensor.map_or("none".to_owned(), |it| format!("{:?}", it.size()));
+        let (expected, found) = (shape(expected), shape(found));
+        Error::StateMismatch { what: "checkpoint", tensor: name.to_owned(), expected, found }
+    };
+    let mut pairs = Vec::with_capacity(parameters.len());
     for (name, parameter) in parameters {
         let value = values.iter().find(|(other, _)| other == name).map(|(_, value)| value);
-        let value =
-            value.filter(|value| value.size() == parameter.size()).ok_or_else(|| Error::StateMismatch {
-                what: "best checkpoint",
-                tensor: name.clone(),
-                expected: format!("{:?}", parameter.size()),
-                found: value.map_or("none".to_owned(), |value| format!("{:?}", value.size())),
-            })?;
-        parameter.shallow_clone().f_copy_(value).context("loading the best parameters")?;
+        match value.filter(|value| value.size() == parameter.size()) {
+            Some(fitting) => pairs.push((parameter.shallow_clone(), fitting)),
+            None => return Err(mismatch(name, Some(parameter), value)),
+        }
+    }
+    if let Some((name, value)) =
+        values.iter().find(|(name, _)| !parameters.iter().any(|(other, _)| other == name))
+    {
+        return Err(mismatch(name, None, Some(value)));
+    }
+    let _guard = tch::no_grad_guard();
+    for (mut parameter, value) in pairs {
+        parameter.f_copy_(value).context("loading the parameters of a checkpoint")?;
     }
     Ok(())
 }
@@ -106,5 +120,27 @@ mod tests {
     #[test]
     fn nothing_is_judged_that_nobody_asks_for() {
         assert_eq!(after(&TrainingArguments::default(), &[2.0, 1.0]), (None, None, None));
+    }
+
+    #[test]
+    fn values_are_copied_if_all_of_them_fit() {
+        let named = |name: &str, values: &[f32]| (name.to_owned(), Tensor::from_slice(values));
+        let parameters = [named("a", &[1.0]), named("b", &[2.0, 3.0])];
+        let refused = |values: &[(String, Tensor)], tensor: &str, expected: &str, found: &str| {
+            let error = restore(&parameters, values).unwrap_err();
+            let text = format!("{tensor}: expected {expected}, found {found}");
+            assert!(
+                matches!(error, Error::StateMismatch { .. }) && error.to_string().ends_with(&text),
+                "{error}"
+            );
+            assert_eq!(parameters[0].1, Tensor::from_slice(&[1.0_f32]), "nothing is changed");
+        };
+        refused(&[named("a", &[5.0])], "b", "[2]", "none");
+        refused(&[named("a", &[5.0]), named("b", &[6.0])], "b", "[2]", "[1]");
+        let extra = [named("b", &[6.0, 7.0]), named("a", &[5.0]), named("c", &[8.0])];
+        refused(&extra, "c", "none", "[1]");
+        restore(&parameters, &extra[..2]).unwrap();
+        assert_eq!(parameters[0].1, Tensor::from_slice(&[5.0_f32]));
+        assert_eq!(parameters[1].1, Tensor::from_slice(&[6.0_f32, 7.0]));
     }
 }

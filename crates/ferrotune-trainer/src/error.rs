@@ -180,10 +180,10 @@ pub enum Error {
         /// Where.
         place: Box<Place>,
     },
-    /// The gradients handed to the optimizer or the state handed in are not those of its parameters.
-    #[error("{what} does not fit the optimizer's parameters: {tensor}: expected {expected}, found {found}")]
+    /// The gradients or the state that are handed in are not those of the parameters.
+    #[error("{what} does not fit the parameters: {tensor}: expected {expected}, found {found}")]
     StateMismatch {
-        /// `gradients` or `optimizer state`.
+        /// `gradients`, `optimizer state` or `checkpoint`.
         what: &'static str,
         /// The tensor.
         tensor: String,

@@ -25,6 +25,7 @@ mod watch;
 pub use arguments::{
     ForwardArguments, NOT_OFFERED, OLDER_NAMES, ResumeFromCheckpoint, TrainPlan, TrainingArguments,
 };
+pub use best::restore as restore_parameters;
 pub use callback::{Callback, EvaluationRecord, LogRecord, StepRecord};
 pub use checkpoint::{Checkpoint, Checkpointer};
 pub use dataset::Dataset;

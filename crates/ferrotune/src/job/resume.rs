@@ -7,6 +7,7 @@ use crate::{
     recipe::{RESULTS, Recipe, ResumeFromCheckpoint},
 };
 use ferrotune_lora::Adapter;
+use ferrotune_trainer::restore_parameters;
 
 /// Whether `output_dir` holds the results of this very recipe: all of them take their places together, at the end.
 pub(super) fn is_finished(recipe: &Recipe) -> bool {
@@ -70,28 +71,8 @@ pub(super) fn check(
 
 /// Puts the weights of a checkpoint into the adapter.
 pub(super) fn restore(saved: &Saved, adapter: &Adapter) -> Result<()> {
-    let _guard = tch::no_grad_guard();
-    let misfit = |path: &str, expected: String, found: String| Error::Checkpoint {
-        path: saved.path.clone(),
-        reason: format!("the adapter of {path}: expected {expected}, found {found}"),
-    };
-    if let Some(path) =
-        saved.adapter.tensors.keys().find(|path| !adapter.weights().iter().any(|(other, ..)| other == *path))
-    {
-        return Err(misfit(path, "none, as the recipe has it".to_owned(), "one".to_owned()));
-    }
-    for (path, a, b) in adapter.weights() {
-        let Some((saved_a, saved_b)) = saved.adapter.tensors.get(path) else {
-            return Err(misfit(path, "one, as the recipe has it".to_owned(), "none".to_owned()));
-        };
-        for (place, value) in [(a, saved_a), (b, saved_b)] {
-            if place.size() != value.size() {
-                return Err(misfit(path, format!("{:?}", place.size()), format!("{:?}", value.size())));
-            }
-            place.shallow_clone().f_copy_(value)?;
-        }
-    }
-    Ok(())
+    restore_parameters(&adapter.named_parameters(), &saved.adapter.named_parameters())
+        .map_err(|error| Error::Checkpoint { path: saved.path.clone(), reason: error.to_string() })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The programs that train something other than a language model, as processes.
 
-#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+#![allow(clippy::panic, reason = "the allowance for tests does not reach their helpers")]
 
 mod common;
 

@@ -144,6 +144,7 @@ fn killed_at_random_instants_it_goes_on_to_the_same_bytes() {
         if restarts == 4 || done == kills {
             run(&job, &[]).succeeded();
             assert!(adapter(&job) == expected, "after {done} kills, the last after {instant:?}");
+            eprintln!("{done} kills: the same bytes");
             (job, restarts) = (Job::new(), 0);
         }
     }

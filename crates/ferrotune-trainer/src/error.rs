@@ -241,6 +241,9 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
+    /// The scaler of the loss has a state that none can use.
+    #[error(transparent)]
+    Precision(ferrotune_precision::Error),
     /// libtorch failed, out of memory included.
     #[error("libtorch failed in {what}: {source}")]
     Torch {

@@ -152,8 +152,11 @@ impl<M: TrainableModel> Trainer<'_, M> {
     }
 
     fn step_at(&mut self, epoch: usize, step: usize, group: &[&[usize]], learning_rate: f64) -> Result<f64> {
-        let accumulated = self.accumulate(epoch, step, group)?;
+        let mut accumulated = self.accumulate(epoch, step, group)?;
         let place = || Place { step: Some(step + 1), examples: accumulated.examples.clone() };
+        if self.overflows(&mut accumulated.gradients).map_err(|error| error.at(place()))? {
+            return Ok(accumulated.loss);
+        }
         let grad_norm = accumulated.gradients.norm().map_err(|error| error.at(place()))?;
         let scale = match self.arguments.max_grad_norm {
             max_norm if max_norm > 0.0 => Gradients::clip_coefficient(max_norm, grad_norm),

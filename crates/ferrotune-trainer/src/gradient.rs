@@ -4,6 +4,7 @@
 //! loss does not reach has no gradient rather than a zero or a stale one, so that its absence can be seen.
 
 use ferrotune_kernels::{add_all, squared_norms};
+use ferrotune_precision::GradScaler;
 use tch::{Kind, Tensor};
 
 use crate::error::{Context, Place};
@@ -176,6 +177,22 @@ impl Gradients {
             *owned = true;
         }
         Ok(())
+    }
+
+    /// Divides the gradients of a scaled loss by the scale; `scaler` notes whether one is not finite.
+    ///
+    /// # Errors
+    /// [`Error::MissingGradient`]; [`Error::Precision`] or [`Error::Torch`] if libtorch fails.
+    pub fn unscale(&mut self, scaler: &mut GradScaler) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        for ((_, gradient), owned) in self.entries.iter_mut().zip(&mut self.owned) {
+            // For the reason given in `backward`.
+            if let (Some(gradient), false) = (gradient, *owned) {
+                *gradient = gradient.f_detach_copy().context("unscaling gradients")?;
+                *owned = true;
+            }
+        }
+        scaler.unscale(self.all()?).map_err(Error::Precision)
     }
 
     /// Clips as `torch.nn.utils.clip_grad_norm_` does, and returns the norm before it.

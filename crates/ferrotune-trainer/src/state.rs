@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use ferrotune_precision::GradScalerState;
+
 use crate::{Evaluation, EvaluationRecord, Finding, LogRecord, PlateauState, TrainPlan, Watchers};
 
 /// All that a run must know to go on, beside the parameters and the optimizer's state; `trainer_state.json` of a checkpoint.
@@ -48,6 +50,8 @@ pub struct TrainerState {
     pub early_stopping_patience_counter: usize,
     /// What `reduce_lr_on_plateau` remembers; other schedules need the number of steps alone.
     pub lr_scheduler: Option<PlateauState>,
+    /// What the scaler of the loss under `fp16` remembers; `None` without one, or before the first step.
+    pub grad_scaler: Option<GradScalerState>,
     /// Where the next step takes its examples.
     pub data_position: DataPosition,
     /// Sum of the losses of the steps done.
@@ -206,6 +210,7 @@ mod tests {
                 }),
             ],
             best_metric: Some(0.1 + 0.2),
+            grad_scaler: Some(GradScalerState { scale: 1.0 / 3.0, growth_tracker: 7, ..Default::default() }),
             unlogged_losses: vec![1.0 / 7.0, 1e-300],
             ..TrainerState::default()
         }

@@ -35,6 +35,9 @@ impl<M: TrainableModel> Trainer<'_, M> {
         let reducer_failed = |source| Error::Reducer { place: Box::new(place()), source };
         self.reducer.sum_gradients(&mut accumulated.gradients).map_err(reducer_failed)?;
         let loss = self.reducer.sum_loss(accumulated.loss).map_err(reducer_failed)?;
+        if self.overflows(&mut accumulated.gradients).map_err(|error| error.at(place()))? {
+            return Ok(None);
+        }
         let grad_norm = accumulated.gradients.norm().map_err(|error| error.at(place()))?;
         let gradient_scale = match self.arguments.max_grad_norm {
             max_norm if max_norm > 0.0 => Gradients::clip_coefficient(max_norm, grad_norm),
@@ -73,7 +76,23 @@ impl<M: TrainableModel> Trainer<'_, M> {
         }))
     }
 
-    /// The gradients and the loss of all micro-batches of a step.
+    /// Unscales the gradients of a scaled loss. Whether the step must be left out, since the scale was too large for them and is
+    /// smaller now; a gradient that is not finite at a scale of 1 is none of the scale's doing.
+    pub(crate) fn overflows(&mut self, gradients: &mut Gradients) -> Result<bool> {
+        let Some(scaler) = &mut self.grad_scaler else { return Ok(false) };
+        let scale = scaler.state().scale;
+        gradients.unscale(scaler)?;
+        let overflows = scaler.found_inf() && scale > 1.0;
+        scaler.update().map_err(Error::Precision)?;
+        self.state.grad_scaler = Some(scaler.state());
+        if overflows {
+            let step = self.state.global_step + 1;
+            tracing::info!(step, scale, "the scaled gradients overflow f16: the step is left out");
+        }
+        Ok(overflows)
+    }
+
+    /// The gradients and the loss of all micro-batches of a step; those of a scaled loss are still scaled.
     pub(crate) fn accumulate(
         &mut self,
         epoch: usize,
@@ -143,6 +162,10 @@ impl<M: TrainableModel> Trainer<'_, M> {
         if !value.is_finite() {
             return Err(Error::NonFiniteLoss { loss: value, place: place() });
         }
+        let loss = match &self.grad_scaler {
+            Some(scaler) => tch::with_grad(|| scaler.scale(&loss)).map_err(Error::Precision)?,
+            None => loss,
+        };
         gradients.backward(&loss, self.optimizer.parameters())?;
         Ok(value)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferrotune_precision::DtypePolicy;
+use ferrotune_precision::{DtypePolicy, GradScaler};
 use tch::Tensor;
 
 use crate::error::BoxError;
@@ -23,6 +23,9 @@ use crate::{
 /// however it is cut into micro-batches. Then: the gradients of other ranks, the check that every parameter has a finite gradient,
 /// clipping, the [`Optimizer`], the schedule.
 ///
+/// With `fp16` the loss is scaled by a [`GradScaler`] before the backward pass, and the gradients are unscaled before they are clipped. A
+/// step whose scaled gradients overflow is left out, as the scaler's page says: it counts as a step, and the schedule does not count it.
+///
 /// The randomness of a micro-batch is `RandomKey::from_seed(seed).fold(epoch).fold(step).fold(micro_batch)`, with everything counted
 /// from 0 and `step` over the whole run.
 ///
@@ -40,6 +43,8 @@ pub struct Trainer<'a, M: TrainableModel> {
     cancellation: Option<Arc<AtomicBool>>,
     checkpointer: Option<Box<dyn Checkpointer + 'a>>,
     pub(crate) optimizer: Box<dyn Optimizer>,
+    /// Scales the loss under `fp16`.
+    pub(crate) grad_scaler: Option<GradScaler>,
     pub(crate) state: TrainerState,
     /// The step of the last checkpoint.
     saved_step: Option<usize>,
@@ -67,6 +72,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         check_parameters(&parameters, DtypePolicy::default().gradients().kind())?;
         plan.trainable_parameters = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
         let optimizer = arguments.optimizer(parameters)?;
+        let policy = DtypePolicy::from_flags(arguments.bf16, arguments.fp16).map_err(Error::Precision)?;
+        let grad_scaler = policy.needs_loss_scaling().then(GradScaler::default);
         Ok(Self {
             model,
             arguments,
@@ -79,6 +86,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             cancellation: None,
             checkpointer: None,
             optimizer,
+            grad_scaler,
             state: TrainerState::of(&plan),
             saved_step: None,
             watch_actions: WatchActions::default(),
@@ -145,7 +153,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     ///
     /// # Errors
     /// [`Error::StateMismatch`] if the optimizer's state is that of other parameters; [`Error::InvalidArgument`] if the run is shorter
-    /// than what was done.
+    /// than what was done; [`Error::Precision`] for a state of the loss's scaler that none can use.
     pub fn resume(&mut self, state: TrainerState, optimizer: &OptimizerState) -> Result<()> {
         if state.global_step > self.plan.max_steps {
             return Err(Error::InvalidArgument {
@@ -155,6 +163,9 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             });
         }
         self.optimizer.load_state(optimizer)?;
+        if let (Some(scaler), Some(state)) = (&mut self.grad_scaler, state.grad_scaler) {
+            *scaler = GradScaler::from_state(state).map_err(Error::Precision)?;
+        }
         if let Some(scheduler) = state.lr_scheduler {
             self.schedule.load_state(scheduler)?;
         }

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Batch, Examples, ModelError, TokenModel};
+use ferrotune_precision::{DtypePolicy, GradScalerState};
 use ferrotune_trainer::{
     AdamW, AdamWOptions, BoxError, Callback, Error, GradientReducer, Gradients, Mode, Optimizer,
     OptimizerState, StepRecord, TrainableModel, Trainer, TrainingArguments,
@@ -35,6 +36,20 @@ fn an_argument_that_the_model_does_not_carry_out_is_refused() {
         let refusal = Trainer::new(&TokenModel::small(), arguments, &data).err();
         assert!(matches!(refusal, Some(Error::ForwardArgument { field: found, .. }) if found == field));
     }
+}
+
+#[test]
+fn a_scale_that_no_scaler_can_use_is_refused_when_a_run_goes_on() {
+    let (data, arguments) = (Examples::patterned(4), TrainingArguments { fp16: true, ..arguments() });
+    let policy = DtypePolicy::from_flags(false, true).unwrap();
+    let model = TokenModel { policy, ..TokenModel::small() };
+    let mut trainer = Trainer::new(&model, arguments, &data).unwrap();
+    let mut state = trainer.state().clone();
+    state.grad_scaler = Some(GradScalerState { scale: 0.0, ..GradScalerState::default() });
+    let optimizer = trainer.optimizer().state().unwrap();
+    let error = trainer.resume(state, &optimizer).unwrap_err();
+    assert!(matches!(&error, Error::Precision(_)), "{error}");
+    assert!(error.to_string().contains("the gradient scaler's scale is 0"), "{error}");
 }
 
 struct Refuses;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Examples, TokenModel};
+use ferrotune_precision::{DtypePolicy, GradScalerState};
 use ferrotune_trainer::{
     BoxError, Callback, Checkpoint, Checkpointer, Error, EvaluationRecord, IntervalStrategy, OptimizerName,
-    OptimizerState, SaveStrategy, SchedulerType, StepRecord, TrainOutcome, Trainer, TrainerState,
-    TrainingArguments,
+    OptimizerState, SaveStrategy, SchedulerType, StepRecord, TrainOutcome, TrainableModel, Trainer,
+    TrainerState, TrainingArguments,
 };
 use tch::Tensor;
 
@@ -75,14 +76,15 @@ fn data() -> (Examples, Examples) {
     (train, Examples::patterned(4))
 }
 
-fn model() -> TokenModel {
-    TokenModel { noise: 0.5, ..TokenModel::small() }
+fn model(arguments: &TrainingArguments) -> TokenModel {
+    let policy = DtypePolicy::from_flags(arguments.bf16, arguments.fp16).unwrap();
+    TokenModel { noise: 0.5, policy, ..TokenModel::small() }
 }
 
 /// A run from the start, or from a checkpoint, and the checkpoints that it took.
 fn run(arguments: &TrainingArguments, from: Option<&Saved>) -> (TokenModel, TrainOutcome, Memory) {
     let (train, validation) = data();
-    let (model, memory) = (model(), Memory::default());
+    let (model, memory) = (model(arguments), Memory::default());
     let mut trainer = Trainer::new(&model, arguments.clone(), &train)
         .unwrap()
         .with_validation(&validation)
@@ -156,6 +158,93 @@ fn a_run_resumed_after_any_step_is_the_unbroken_run() {
     }
 }
 
+/// A run under `fp16` before its first step, with a scale that is far too large and soon grows again.
+fn overscaled(arguments: &TrainingArguments) -> Saved {
+    let (train, _) = data();
+    let model = model(arguments);
+    let trainer = Trainer::new(&model, arguments.clone(), &train).unwrap();
+    let mut state = trainer.state().clone();
+    let growth = 2.0_f64.powi(18);
+    state.grad_scaler = Some(GradScalerState {
+        scale: 2.0_f32.powi(30),
+        growth_factor: growth,
+        backoff_factor: 1.0 / growth,
+        growth_interval: 3,
+        growth_tracker: 0,
+    });
+    let parameters = model.trainable_parameters();
+    let copied = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.detach().copy());
+    Saved {
+        state: serde_json::to_string(&state).unwrap(),
+        parameters: parameters.iter().map(copied).collect(),
+        optimizer: trainer.optimizer().state().unwrap(),
+    }
+}
+
+#[test]
+fn under_fp16_a_step_that_overflows_is_left_out_and_the_scale_goes_on_from_a_checkpoint() {
+    let arguments = TrainingArguments {
+        fp16: true,
+        save_steps: 1.0,
+        logging_steps: 1.0,
+        num_train_epochs: 3.0,
+        ..arguments()
+    };
+    let start = overscaled(&arguments);
+    let (unbroken, expected, memory) = run(&arguments, Some(&start));
+    let saved = memory.0.into_inner();
+    assert_eq!(saved.len(), expected.global_step);
+    // Too large, then three steps that fit, then too large again.
+    let is_left_out = |step: usize| step % 4 == 1;
+    let mut counted = 0;
+    for step in 1..=expected.global_step {
+        let (before, after) = match step {
+            1 => (&start, &saved[0]),
+            _ => (&saved[step - 2], &saved[step - 1]),
+        };
+        let record = expected.history.iter().find(|record| record.step == step);
+        assert_eq!(record.is_none(), is_left_out(step), "step {step}");
+        let moved =
+            before.parameters.iter().zip(&after.parameters).any(|(before, after)| before.1 != after.1);
+        // The first step that counts has a rate of 0.
+        assert_eq!(moved, !is_left_out(step) && counted > 0, "step {step}");
+        if let Some(record) = record {
+            let rate = arguments.schedule(&arguments.plan(data().0.examples.len()).unwrap()).unwrap();
+            assert_eq!(
+                record.learning_rate,
+                rate.learning_rate(counted),
+                "the schedule counts {counted} steps"
+            );
+            counted += 1;
+        }
+        let state = after.state();
+        assert_eq!((state.global_step, state.skipped_steps), (step, step - counted));
+        let exponent = if is_left_out(step) || step % 4 != 0 { 12 } else { 30 };
+        assert_eq!(state.grad_scaler.unwrap().scale, 2.0_f32.powi(exponent), "after step {step}");
+    }
+    assert!(counted < expected.global_step && expected.global_step > 8);
+    for saved in &saved {
+        let (resumed, outcome, _) = run(&arguments, Some(saved));
+        let step = saved.state().global_step;
+        assert_eq!(resumed.values(), unbroken.values(), "resumed after step {step}");
+        assert_eq!(timeless(&outcome), timeless(&expected), "resumed after step {step}");
+    }
+}
+
+#[test]
+fn without_a_state_of_the_scaler_a_run_under_fp16_starts_with_that_of_torch() {
+    let arguments = TrainingArguments { fp16: true, max_steps: 1, ..arguments() };
+    let mut start = overscaled(&arguments);
+    let text = start.state.clone();
+    let mut state: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(state.as_object_mut().unwrap().remove("grad_scaler").is_some());
+    start.state = state.to_string();
+    let (_, _, memory) = run(&arguments, Some(&start));
+    let scaler = memory.0.borrow()[0].state().grad_scaler.unwrap();
+    let expected = if scaler.growth_tracker == 0 { 32768.0 } else { 65536.0 };
+    assert_eq!((scaler.scale, scaler.growth_interval), (expected, 2000));
+}
+
 #[test]
 fn a_cancelled_run_takes_a_checkpoint_and_goes_on_from_it() {
     struct CancelAt(usize, Arc<AtomicBool>);
@@ -170,7 +259,7 @@ fn a_cancelled_run_takes_a_checkpoint_and_goes_on_from_it() {
     assert!(memory.0.borrow().is_empty());
     for step in 1..expected.global_step {
         let (train, validation) = data();
-        let (model, flag) = (model(), Arc::new(AtomicBool::new(false)));
+        let (model, flag) = (model(&arguments), Arc::new(AtomicBool::new(false)));
         let outcome = Trainer::new(&model, arguments.clone(), &train)
             .unwrap()
             .with_validation(&validation)
@@ -199,7 +288,7 @@ fn a_longer_run_extends_a_finished_one_and_a_shorter_one_is_refused() {
     assert_eq!(outcome.global_step, 8);
 
     let (train, _) = data();
-    let model = model();
+    let model = model(&arguments());
     let shorter = TrainingArguments {
         max_steps: 2,
         eval_strategy: IntervalStrategy::No,
@@ -248,7 +337,7 @@ fn the_strategy_best_saves_after_each_best_evaluation() {
     }
     let arguments = TrainingArguments { save_strategy: SaveStrategy::Best, ..arguments() };
     let (train, validation) = data();
-    let (model, memory, steps) = (model(), Memory::default(), RefCell::default());
+    let (model, memory, steps) = (model(&arguments), Memory::default(), RefCell::default());
     Trainer::new(&model, arguments, &train)
         .unwrap()
         .with_validation(&validation)
@@ -273,7 +362,7 @@ fn an_error_of_the_checkpointer_ends_the_run_with_its_words() {
         }
     }
     let (train, validation) = data();
-    let model = model();
+    let model = model(&arguments());
     let trainer = Trainer::new(&model, arguments(), &train).unwrap().with_validation(&validation);
     let error = trainer.with_checkpointer(Broken).train().unwrap_err();
     assert!(matches!(&error, Error::Checkpointer { .. }));

@@ -3,7 +3,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use ferrotune_trainer::{BoxError, Dataset, Mode, RandomKey, TrainableModel};
+use ferrotune_precision::{ComputeDtype, DtypePolicy};
+use ferrotune_trainer::{BoxError, Dataset, ForwardArguments, Mode, RandomKey, TrainableModel};
 use tch::{Kind, Tensor};
 
 pub const VOCAB: i64 = 13;
@@ -86,6 +87,8 @@ pub struct TokenModel {
     pub noise: f64,
     /// The loss of batches with this example is NaN.
     pub poisoned: Option<usize>,
+    /// What products are computed in.
+    pub policy: DtypePolicy,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +97,14 @@ pub struct ModelError;
 
 impl TokenModel {
     pub fn new(parameters: Vec<(String, Tensor)>) -> Self {
-        Self { parameters, keys: RefCell::default(), evaluations: Cell::new(0), noise: 0.0, poisoned: None }
+        Self {
+            parameters,
+            keys: RefCell::default(),
+            evaluations: Cell::new(0),
+            noise: 0.0,
+            poisoned: None,
+            policy: DtypePolicy::default(),
+        }
     }
 
     /// The same small weights in every call.
@@ -151,8 +161,10 @@ impl TrainableModel for TokenModel {
             false,
         );
         let x = x * self.get("norm.weight");
-        let x = x.linear(self.get("hidden.weight"), Some(self.get("hidden.bias"))).tanh();
-        let mut logits = x.linear(self.get("output.weight"), None::<&Tensor>); // [targets, vocab]
+        let lower = |tensor: &Tensor| self.policy.to_compute(tensor).map_err(|_| ModelError);
+        let x = lower(&x)?.linear(&lower(self.get("hidden.weight"))?, Some(&lower(self.get("hidden.bias"))?));
+        let logits = x.tanh().linear(&lower(self.get("output.weight"))?, None::<&Tensor>);
+        let mut logits = self.policy.to_full(&logits).map_err(|_| ModelError)?; // [targets, vocab]
         match mode {
             Mode::Train(key) => {
                 self.keys.borrow_mut().push(key);
@@ -176,6 +188,15 @@ impl TrainableModel for TokenModel {
         } else {
             nll
         })
+    }
+
+    fn forward_arguments(&self) -> ForwardArguments {
+        let compute = self.policy.compute();
+        ForwardArguments {
+            bf16: compute == ComputeDtype::Bf16,
+            fp16: compute == ComputeDtype::F16,
+            ..ForwardArguments::default()
+        }
     }
 
     fn trainable_parameters(&self) -> Vec<(String, Tensor)> {

@@ -5,7 +5,7 @@ use crate::{
     error::{Result, check_shape},
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tch::{Kind, Tensor};
 
 /// Weight `W` of a frozen linear map, `[out_features, in_features]`.
@@ -18,6 +18,8 @@ use tch::{Kind, Tensor};
 pub struct FrozenWeight {
     weight: Tensor,
     compact: Arc<OnceLock<Option<Compact>>>,
+    /// The same weight in the last other kind that was asked for.
+    in_other_kind: Arc<Mutex<Option<Tensor>>>,
 }
 
 impl FrozenWeight {
@@ -46,13 +48,46 @@ impl FrozenWeight {
     }
 
     fn of(weight: Tensor) -> Self {
-        Self { weight, compact: Arc::default() }
+        Self { weight, compact: Arc::default(), in_other_kind: Arc::default() }
     }
 
     /// Another handle on the same numbers.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), compact: Arc::clone(&self.compact) }
+        Self {
+            weight: self.weight.shallow_clone(),
+            compact: Arc::clone(&self.compact),
+            in_other_kind: Arc::clone(&self.in_other_kind),
+        }
+    }
+
+    /// The weight rounded to `kind`, for products in that kind.
+    ///
+    /// Since it never changes it is rounded once, and kept beside the weight until another kind is asked for; in its own kind it is
+    /// the weight itself.
+    ///
+    /// ```
+    /// use ferrotune_kernels::{FrozenWeight, tch::{Device, Kind, Tensor}};
+    /// let weight = FrozenWeight::new(&Tensor::ones([4, 3], (Kind::Float, Device::Cpu)))?;
+    /// let half = weight.in_kind(Kind::BFloat16)?;
+    /// let x = Tensor::ones([2, 3], (Kind::BFloat16, Device::Cpu));
+    /// assert_eq!(half.forward_product(&x)?.kind(), Kind::BFloat16);
+    /// # Ok::<(), ferrotune_kernels::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if libtorch fails, out of memory included.
+    pub fn in_kind(&self, kind: Kind) -> Result<Self> {
+        if kind == self.kind() {
+            return Ok(self.shallow_clone());
+        }
+        let mut kept = self.in_other_kind.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weight) = kept.as_ref().filter(|weight| weight.kind() == kind) {
+            return Ok(Self::of(weight.shallow_clone()));
+        }
+        let weight = self.weight.f_to_kind(kind)?;
+        *kept = Some(weight.shallow_clone());
+        Ok(Self::of(weight))
     }
 
     /// Number of rows.

@@ -76,6 +76,9 @@ pub fn lora_linear(
 /// Member `i` owns the columns `y_i = p W_i^T + bias_i + scaling_i * dropout_i(p) A_i^T B_i^T` of the result, where `p` is what
 /// `prologue` makes of `x`.
 ///
+/// The prologue is computed in the kind of `x`, the product with the weight in the weight's, and the update in that of `A` and `B`; the
+/// result has the weight's kind. Mixed precision is `x` in f32 with the others in 16 bits, which the caller casts.
+///
 /// # Shapes
 /// - `x`: `[..., in_features]`, or what the prologue turns into that; `weight`: `[sum of out_features, in_features]`; `bias`: `[sum of out_features]`
 /// - returns `[..., sum of out_features]`
@@ -134,7 +137,7 @@ pub fn grouped_lora_linear(
         column += member.out_features;
     }
     if places.is_empty() {
-        return frozen_linear(&prologue.apply(x)?, weight, bias);
+        return frozen_linear(&prologue.apply(x)?.f_to_kind(weight.kind())?, weight, bias);
     }
     let prologue = prologue.to_owned(NAME, weight.in_features())?;
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
@@ -228,8 +231,8 @@ impl Function for GroupedLora {
     ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
-        let stepped = self.prologue.forward(x)?;
-        let projected = self.project(&stepped.y, adapters)?;
+        let p = self.prologue.forward(x)?.y.f_to_kind(self.weight.kind())?;
+        let projected = self.project(&p, adapters)?;
         let updates: Vec<Update> = (self.places.iter().zip(&projected).zip(adapters.chunks(2)))
             .map(|((place, projected), pair)| Update {
                 projected,
@@ -237,7 +240,7 @@ impl Function for GroupedLora {
                 first_column: place.column,
             })
             .collect();
-        let mut y = self.weight.forward_product_with(&stepped.y, &updates)?;
+        let mut y = self.weight.forward_product_with(&p, &updates)?;
         if let Some(bias) = self.bias.take() {
             y = y.f_add_(&bias)?;
         }
@@ -258,6 +261,7 @@ impl Function for GroupedLora {
         let (adapters, projected) = rest.split_at(2 * self.places.len());
         let kind = adapters[0].kind();
         let stepped = self.prologue.forward(x)?;
+        let p = stepped.y.f_to_kind(self.weight.kind())?;
         let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
         let mut grad_projected = Vec::with_capacity(self.places.len());
         for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
@@ -265,14 +269,14 @@ impl Function for GroupedLora {
             // d loss / d (dropout(x) A^T) = scaling * grad_y B, [tokens, rank]
             let through = multiply(&grad_y, pair[1])?.f_mul_scalar_(place.scaling)?;
             let grad_a = match context.needs_input_grad(1 + results.len()) {
-                true => Some(multiply(&through.f_tr()?, &Self::update_input(place, &stepped.y, kind)?)?),
+                true => Some(multiply(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?),
                 false => None,
             };
             results.extend([grad_a, Some(multiply(&grad_y.f_tr()?, projected)?)]);
             grad_projected.push(through);
         }
         let grad_x = match context.needs_input_grad(0) {
-            true => Some(self.input_gradient(grad, &grad_projected, adapters)?),
+            true => Some(self.input_gradient(grad, &grad_projected, adapters)?.f_to_kind(x.kind())?),
             false => None,
         };
         let grad_x = grad_x.map(|grad| self.prologue.backward(grad, x, &stepped)).transpose()?;

@@ -7,7 +7,7 @@ use crate::{
 use ferrotune_kernels::{
     FrozenWeight, GroupMember, LowRank, Mode, Prologue, RandomKey, SequenceLayout, grouped_lora_linear,
 };
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 /// The trainable half of an adapted module.
 #[derive(Debug)]
@@ -193,6 +193,50 @@ impl LoraLinear {
             }
         }
         Ok(place)
+    }
+
+    /// The layer for products in `kind`: the frozen weight rounded once and kept, `A` and `B` cast each time, in the graph, so that the
+    /// gradients of `f32` adapters are `f32`. In the layer's own kind it is another handle on the same layer.
+    ///
+    /// ```
+    /// use ferrotune_lora::{LoraLinear, LoraWeights};
+    /// use ferrotune_kernels::Mode;
+    /// use tch::{Device, Kind, Tensor};
+    /// let ones = |rows, columns| Tensor::ones([rows, columns], (Kind::Float, Device::Cpu));
+    /// let mut layer = LoraLinear::new("up", &ones(4, 3), None)?;
+    /// let b = ones(4, 2).set_requires_grad(true);
+    /// layer.set_adapter("up", 0, LoraWeights { a: ones(2, 3), b: b.shallow_clone(), scaling: 0.5, dropout: 0.0 })?;
+    /// let y = layer.in_kind(Kind::BFloat16)?.forward(&ones(2, 3), Some(0), Mode::Eval)?;
+    /// y.sum(Kind::Float).backward();
+    /// assert_eq!((y.kind(), b.grad().kind()), (Kind::BFloat16, Kind::Float));
+    /// # Ok::<(), ferrotune_lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Torch`] or [`Error::Kernel`] if libtorch fails, out of memory included.
+    pub fn in_kind(&self, kind: Kind) -> Result<Self> {
+        let cast = |weights: &LoraWeights| -> Result<LoraWeights> {
+            let (a, b) = match kind == self.weight.kind() {
+                true => (weights.a.shallow_clone(), weights.b.shallow_clone()),
+                false => (weights.a.f_to_kind(kind)?, weights.b.f_to_kind(kind)?),
+            };
+            Ok(LoraWeights { a, b, ..*weights })
+        };
+        let members = self.members.iter().map(|Member { info, layer, adapters }| {
+            let adapters = adapters.iter().map(|adapter| adapter.as_ref().map(cast).transpose());
+            Ok(Member { info: info.clone(), layer: *layer, adapters: adapters.collect::<Result<_>>()? })
+        });
+        Ok(Self {
+            members: members.collect::<Result<_>>()?,
+            weight: self.weight.in_kind(kind)?,
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        })
+    }
+
+    /// `A` and `B` of every module that has the adapter `adapter`, shallow clones.
+    pub fn adapter_tensors(&self, adapter: usize) -> Vec<Tensor> {
+        let weights = self.members.iter().filter_map(|member| member.adapters.get(adapter)?.as_ref());
+        weights.flat_map(|weights| [weights.a.shallow_clone(), weights.b.shallow_clone()]).collect()
     }
 
     /// Output of the layer for a batch on one adapter (`None`: the bare base model).

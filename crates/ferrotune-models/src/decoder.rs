@@ -4,20 +4,20 @@ use crate::{
     checkpoint::Checkpoint,
     config::ModelConfig,
     error::{Error, Result},
-    loss::LossOptions,
-    neftune, rope, size,
+    layer::{Attend, Layer, Place, WithinBatch},
+    neftune,
+    options::ForwardOptions,
+    reader::Reader,
+    rope, size,
 };
-use ferrotune_autograd::parallel_for;
+use ferrotune_autograd::checkpoint;
 use ferrotune_kernels::{
-    AttentionOptions, CrossEntropyOptions, FrozenWeight, Mode, Prologue, SequenceLayout,
-    linear_cross_entropy_with, rms_norm, rotary_attention,
+    AttentionOptions, CrossEntropyOptions, FrozenWeight, Mode, SequenceLayout, linear_cross_entropy_with,
+    rms_norm,
 };
 use ferrotune_lora::{Adaptable, LoraLinear};
-use std::{
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-use tch::{Device, Kind, Tensor};
+use std::path::Path;
+use tch::{Device, Kind, TchError, Tensor};
 
 /// A batch as the model takes it: sequences one after another, without padding, and the tokens to be predicted.
 #[derive(Clone, Debug)]
@@ -46,36 +46,6 @@ pub struct CausalLm {
     head_is_embedding: bool,
     inverse_frequencies: Tensor,
     device: Device,
-}
-
-#[derive(Debug)]
-pub(crate) struct Layer {
-    input_layernorm: Tensor,
-    qkv_proj: LoraLinear,
-    o_proj: LoraLinear,
-    post_attention_layernorm: Tensor,
-    gate_up_proj: LoraLinear,
-    down_proj: LoraLinear,
-}
-
-/// Rotary embedding and attention of one forward pass.
-pub(crate) trait Attend {
-    /// Attention of the new rows, `[tokens, heads, head_dim]`; `qkv` is `[tokens, heads + 2 * kv_heads, head_dim]`, not rotated yet,
-    /// and `tables` are the cosines and sines of its rows.
-    fn attend(&mut self, layer: usize, qkv: &Tensor, tables: &[Tensor; 2]) -> Result<Tensor>;
-}
-
-/// Attention within the batch alone, for training and scoring.
-struct WithinBatch<'a> {
-    layout: &'a SequenceLayout,
-    kv_heads: i64,
-    options: AttentionOptions,
-}
-
-impl Attend for WithinBatch<'_> {
-    fn attend(&mut self, _: usize, qkv: &Tensor, [cos, sin]: &[Tensor; 2]) -> Result<Tensor> {
-        Ok(rotary_attention(qkv, self.kv_heads, cos, sin, self.layout, self.options)?)
-    }
 }
 
 impl CausalLm {
@@ -170,7 +140,7 @@ impl CausalLm {
         rows: Option<&[i64]>,
         mode: Mode,
     ) -> Result<Tensor> {
-        self.within_batch(self.embed(input_ids, layout)?, layout, rows, mode)
+        self.within_batch(self.embed(input_ids, layout)?, layout, rows, mode, ForwardOptions::default())
     }
 
     /// Logits of the rows `rows` (all where `None`), in f32.
@@ -190,23 +160,30 @@ impl CausalLm {
     /// # Errors
     /// As [`CausalLm::hidden_states`].
     pub fn target_nll(&self, inputs: &PackedInputs, mode: Mode) -> Result<Tensor> {
-        self.target_losses(inputs, mode, LossOptions::default())
+        self.target_losses(inputs, mode, ForwardOptions::default())
     }
 
     /// Loss of each target, `[targets]` in f32: its negative log-likelihood, and what the options make of it.
     ///
     /// # Errors
     /// As [`CausalLm::hidden_states`]; [`Error::Kernel`] for a label smoothing outside of 0 to 1.
-    pub fn target_losses(&self, inputs: &PackedInputs, mode: Mode, options: LossOptions) -> Result<Tensor> {
+    pub fn target_losses(
+        &self,
+        inputs: &PackedInputs,
+        mode: Mode,
+        options: ForwardOptions,
+    ) -> Result<Tensor> {
         let PackedInputs { input_ids, layout, target_rows, target_ids } = inputs;
         let mut x = self.embed(input_ids, layout)?;
         if let (Some(alpha), Mode::Train(key)) = (options.neftune_alpha, mode) {
             x = neftune::with_noise(&x, alpha, layout, key)?;
         }
-        let hidden = self.within_batch(x, layout, Some(target_rows), mode)?;
+        let hidden = self.within_batch(x, layout, Some(target_rows), mode, options)?;
         let ids = Tensor::f_from_slice(target_ids)?.f_to_device(self.device)?;
+        let kind = self.product_kind(options);
+        let (hidden, head) = (hidden.f_to_kind(kind)?, self.head.in_kind(kind)?);
         let options = CrossEntropyOptions { label_smoothing: options.label_smoothing, ..Default::default() };
-        Ok(linear_cross_entropy_with(&hidden, &self.head, &ids, options)?)
+        Ok(linear_cross_entropy_with(&hidden, &head, &ids, options)?)
     }
 
     pub(crate) fn head_logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -232,16 +209,51 @@ impl CausalLm {
         Ok(self.embed_tokens.f_index_select(0, &ids)?)
     }
 
-    /// [`CausalLm::run`] with attention within the batch alone.
+    /// The kind of factors of products.
+    fn product_kind(&self, options: ForwardOptions) -> Kind {
+        let policy = options.policy;
+        if policy.compute() == policy.weights() { self.kind() } else { policy.compute().kind() }
+    }
+
+    /// Final hidden states of `rows` with attention within the batch alone.
     fn within_batch(
         &self,
         embeddings: Tensor,
         layout: &SequenceLayout,
         rows: Option<&[i64]>,
         mode: Mode,
+        options: ForwardOptions,
     ) -> Result<Tensor> {
-        let (kv_heads, options) = (self.config.num_key_value_heads, self.attention_options());
-        self.run(embeddings, layout, rows, mode, &mut WithinBatch { layout, kv_heads, options })
+        let (kv_heads, attention) = (self.config.num_key_value_heads, self.attention_options());
+        let kind = self.product_kind(options);
+        let keeps_inputs_alone = options.gradient_checkpointing && matches!(mode, Mode::Train(_));
+        self.through_layers(embeddings, layout, rows, |index, x, tables, wanted| {
+            let layer = &self.layers[index];
+            if !keeps_inputs_alone {
+                let mut within = WithinBatch { layout, kv_heads, options: attention };
+                let place = Place { index, layout, tables, wanted, config: &self.config };
+                return layer.in_kind(kind)?.forward(x, place, mode, &mut within);
+            }
+            let layer = layer.in_kind(self.kind())?;
+            let parameters = layer.parameters(layout);
+            let (config, layout) = (self.config.clone(), layout.clone());
+            let tables = tables.each_ref().map(Tensor::shallow_clone);
+            let wanted = wanted.map(Tensor::shallow_clone);
+            let again = move |x: &[Tensor]| {
+                let mut within = WithinBatch { layout: &layout, kv_heads, options: attention };
+                let place = Place {
+                    index,
+                    layout: &layout,
+                    tables: &tables,
+                    wanted: wanted.as_ref(),
+                    config: &config,
+                };
+                Ok(vec![layer.in_kind(kind)?.forward(&x[0], place, mode, &mut within)?])
+            };
+            let parameters: Vec<&Tensor> = parameters.iter().collect();
+            let output = checkpoint(again, &[x], &parameters).map_err(ferrotune_kernels::Error::from)?;
+            Ok(output.into_iter().next().ok_or_else(|| TchError::Torch("a layer gave nothing".to_owned()))?)
+        })
     }
 
     /// Final hidden states of `rows`, after the last norm, from the embeddings.
@@ -253,15 +265,29 @@ impl CausalLm {
         mode: Mode,
         attention: &mut dyn Attend,
     ) -> Result<Tensor> {
+        self.through_layers(embeddings, layout, rows, |index, x, tables, wanted| {
+            let place = Place { index, layout, tables, wanted, config: &self.config };
+            self.layers[index].forward(x, place, mode, attention)
+        })
+    }
+
+    /// What `layer` makes of the embeddings, from its index, its input, the tables of the rotation and the rows that are wanted of it;
+    /// then the last norm.
+    fn through_layers(
+        &self,
+        embeddings: Tensor,
+        layout: &SequenceLayout,
+        rows: Option<&[i64]>,
+        mut layer: impl FnMut(usize, &Tensor, &[Tensor; 2], Option<&Tensor>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (cos, sin) = rope::tables(&self.inverse_frequencies, &layout.position_ids(), self.device)?;
         let tables = [cos.f_to_kind(self.kind())?, sin.f_to_kind(self.kind())?];
         let rows = rows.map(|rows| Tensor::f_from_slice(rows)?.f_to_device(self.device)).transpose()?;
         let mut x = embeddings;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let attended = layer.attention(&x, &tables, &self.config, layout, index, mode, attention)?;
+        for index in 0..self.layers.len() {
             // Nothing after the last attention mixes rows: from there on only those asked for are computed.
             let wanted = if index + 1 == self.layers.len() { rows.as_ref() } else { None };
-            x = layer.rest(&x, &attended, wanted, &self.config, layout, mode)?;
+            x = layer(index, &x, &tables, wanted)?;
         }
         if let (true, Some(rows)) = (self.layers.is_empty(), &rows) {
             x = x.f_index_select(0, rows)?;
@@ -323,191 +349,5 @@ impl Adaptable for CausalLm {
 
     fn other_modules(&self) -> Vec<String> {
         ["lm_head", "model.embed_tokens", "model.norm"].map(str::to_owned).to_vec()
-    }
-}
-
-impl Layer {
-    fn load(read: &mut Reader, config: &ModelConfig, index: usize) -> Result<Self> {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        let (attention, mlp) = (config.attention_bias, config.mlp_bias);
-        let layer = format!("layers.{index}");
-        let qkv = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
-        let gate_up = [("gate_proj", intermediate), ("up_proj", intermediate)];
-        Ok(Self {
-            input_layernorm: read.tensor(&format!("{layer}.input_layernorm.weight"), &[hidden])?,
-            qkv_proj: read.linear(&format!("{layer}.self_attn"), &qkv, hidden, attention)?,
-            o_proj: read.linear(&format!("{layer}.self_attn"), &[("o_proj", hidden)], queries, attention)?,
-            post_attention_layernorm: read
-                .tensor(&format!("{layer}.post_attention_layernorm.weight"), &[hidden])?,
-            gate_up_proj: read.linear(&format!("{layer}.mlp"), &gate_up, hidden, mlp)?,
-            down_proj: read.linear(&format!("{layer}.mlp"), &[("down_proj", hidden)], intermediate, mlp)?,
-        })
-    }
-
-    /// Its linear layers, in the order in which they are computed.
-    pub(crate) fn linears(&self) -> [&LoraLinear; 4] {
-        [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
-    }
-
-    fn has_adapter(&self, index: usize) -> bool {
-        self.linears().iter().any(|linear| linear.has_adapter(index))
-    }
-
-    /// Attention of the normalised input before its output projection, `[tokens, heads * head_dim]`.
-    #[allow(clippy::too_many_arguments)] // one call site; a struct for it would only repeat the names
-    fn attention(
-        &self,
-        x: &Tensor,
-        tables: &[Tensor; 2],
-        config: &ModelConfig,
-        layout: &SequenceLayout,
-        index: usize,
-        mode: Mode,
-        attention: &mut dyn Attend,
-    ) -> Result<Tensor> {
-        let (heads, kv_heads, head_dim) =
-            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let norm = Prologue::RmsNorm { weight: &self.input_layernorm, eps: config.rms_norm_eps };
-        let qkv = self.qkv_proj.forward_packed(norm, x, layout, mode)?;
-        let qkv = qkv.f_view([-1, heads + 2 * kv_heads, head_dim])?;
-        let attended = attention.attend(index, &qkv, tables)?;
-        Ok(attended.f_reshape([-1, heads * head_dim])?)
-    }
-
-    /// Output projection, residuals and feed-forward block, for all rows or those in `wanted`.
-    fn rest(
-        &self,
-        x: &Tensor,
-        attended: &Tensor,
-        wanted: Option<&Tensor>,
-        config: &ModelConfig,
-        layout: &SequenceLayout,
-        mode: Mode,
-    ) -> Result<Tensor> {
-        let narrowed = wanted.map(|rows| -> Result<_> {
-            let layout = layout_of_rows(layout, rows)?;
-            Ok((x.f_index_select(0, rows)?, attended.f_index_select(0, rows)?, layout))
-        });
-        let narrowed = narrowed.transpose()?;
-        let (x, attended, layout) = match &narrowed {
-            Some((x, attended, layout)) => (x, attended, layout),
-            None => (x, attended, layout),
-        };
-        let x = x.f_add(&self.o_proj.forward_packed(Prologue::None, attended, layout, mode)?)?;
-        let norm = Prologue::RmsNorm { weight: &self.post_attention_layernorm, eps: config.rms_norm_eps };
-        let gate_up = self.gate_up_proj.forward_packed(norm, &x, layout, mode)?;
-        Ok(x.f_add(&self.down_proj.forward_packed(Prologue::SwiGlu, &gate_up, layout, mode)?)?)
-    }
-}
-
-/// The layout of a selection of rows, in their order; only the adapters matter in it.
-fn layout_of_rows(layout: &SequenceLayout, rows: &Tensor) -> Result<SequenceLayout> {
-    let mut lengths: Vec<(i64, i64)> = Vec::new();
-    let mut adapters = Vec::new();
-    for row in Vec::<i64>::try_from(rows)? {
-        let segments = layout.segments();
-        let place = segments.partition_point(|segment| segment.rows.end <= row);
-        let adapter = segments.get(place).and_then(|segment| segment.adapter);
-        match (lengths.last_mut(), adapters.last()) {
-            (Some((count, _)), Some(last)) if *last == adapter => *count += 1,
-            _ => {
-                lengths.push((1, 0));
-                adapters.push(adapter);
-            }
-        }
-    }
-    Ok(SequenceLayout::continuing(&lengths)?.with_adapters(&adapters)?)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Reads tensors and remembers which, to find those that nobody asked for.
-struct Reader<'a> {
-    checkpoint: &'a Checkpoint,
-    device: Device,
-    kind: Kind,
-    used: Vec<String>,
-    prefix: &'static str,
-    buffer: Vec<u8>,
-}
-
-impl<'a> Reader<'a> {
-    fn new(checkpoint: &'a Checkpoint, device: Device, kind: Kind) -> Self {
-        Self { checkpoint, device, kind, used: Vec::new(), prefix: "model.", buffer: Vec::new() }
-    }
-
-    /// All layers, on libtorch's threads: to make room for a weight takes as long as to copy it.
-    fn layers(&mut self, config: &ModelConfig) -> Result<Vec<Layer>> {
-        let count = config.num_hidden_layers;
-        let layers: Mutex<Vec<Option<Result<Layer>>>> = Mutex::new((0..count).map(|_| None).collect());
-        let used = Mutex::new(Vec::new());
-        let (checkpoint, device, kind, prefix) = (self.checkpoint, self.device, self.kind, self.prefix);
-        parallel_for(count, 1, |indices| {
-            let mut read = Self { prefix, ..Self::new(checkpoint, device, kind) };
-            for index in indices {
-                let layer = Layer::load(&mut read, config, index);
-                if let Some(place) = lock(&layers).get_mut(index) {
-                    *place = Some(layer);
-                }
-            }
-            lock(&used).append(&mut read.used);
-        });
-        self.used.append(&mut lock(&used));
-        layers.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
-    }
-
-    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self.tensor_at(&format!("{}{name}", self.prefix), shape)
-    }
-
-    fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.checkpoint.tensor_through(&mut self.buffer, name, shape, self.kind)?;
-        let tensor = tensor.f_to_device(self.device)?;
-        self.used.push(name.to_owned());
-        Ok(tensor)
-    }
-
-    /// Layers on one input, stacked. Their paths are those of the whole model, whatever the checkpoint's prefix.
-    fn linear(
-        &mut self,
-        parent: &str,
-        parts: &[(&str, i64)],
-        in_features: i64,
-        bias: bool,
-    ) -> Result<LoraLinear> {
-        let mut layers = Vec::with_capacity(parts.len());
-        for (name, out_features) in parts {
-            let weight = self.tensor(&format!("{parent}.{name}.weight"), &[*out_features, in_features])?;
-            let bias = match bias {
-                true => Some(self.tensor(&format!("{parent}.{name}.bias"), &[*out_features])?),
-                false => None,
-            };
-            layers.push((format!("model.{parent}.{name}"), weight, bias));
-        }
-        let layers: Vec<_> =
-            layers.iter().map(|(path, weight, bias)| (path.as_str(), weight, bias.as_ref())).collect();
-        Ok(LoraLinear::stacked(&layers)?)
-    }
-
-    fn check_nothing_left(&self, directory: &Path) -> Result<()> {
-        let left: Vec<&str> = self
-            .checkpoint
-            .names()
-            .filter(|name| {
-                !name.ends_with("rotary_emb.inv_freq") && !self.used.iter().any(|used| used == name)
-            })
-            .collect();
-        match left.first() {
-            None => Ok(()),
-            Some(first) => Err(Error::TensorsUnexpected {
-                path: directory.to_owned(),
-                count: left.len(),
-                first: (*first).to_owned(),
-            }),
-        }
     }
 }

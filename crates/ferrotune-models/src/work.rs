@@ -1,7 +1,7 @@
 //! How much arithmetic a training step is, and how fast the machine does it: what a step takes beyond that is overhead.
 
-use crate::{decoder::CausalLm, error::Result};
-use ferrotune_kernels::SequenceLayout;
+use crate::{decoder::CausalLm, error::Result, layer::Layer};
+use ferrotune_kernels::{FrozenWeight, SequenceLayout};
 use ferrotune_lora::LoraLinear;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -44,35 +44,35 @@ impl CausalLm {
         flops
     }
 
-    /// Floating-point operations a second at which this machine does the products of a layer, forward and backward, with nothing
-    /// between them: the limit that a training step on `tokens` rows at a time works against.
+    /// Floating-point operations a second at which this machine does the products of a layer in `kind`, forward and backward, with
+    /// nothing between them: the limit that a training step on `tokens` rows at a time works against. `None` without a layer.
     ///
     /// The best of some passes over one layer, which together take a fraction of a second unless one alone takes longer.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) or [`Error::Kernel`](crate::Error::Kernel) if libtorch fails, out of memory included.
-    pub fn product_rate(&self, tokens: i64) -> Result<Option<f64>> {
+    pub fn product_rate(&self, tokens: i64, kind: Kind) -> Result<Option<f64>> {
         let _no_grad = tch::no_grad_guard();
         let Some(linears) = self.linears().into_iter().next() else { return Ok(None) };
         let options = (Kind::Float, self.device());
-        let inputs: Vec<[Tensor; 2]> = linears
+        let factors: Vec<(FrozenWeight, [Tensor; 2])> = linears
             .iter()
             .map(|linear| {
-                let noise = |width| {
-                    Tensor::f_rand([tokens.max(1), width], options)?.f_to_kind(linear.weight().kind())
-                };
-                Ok([noise(linear.weight().in_features())?, noise(linear.weight().out_features())?])
+                let weight = linear.weight().in_kind(kind)?;
+                let noise = |width| Tensor::f_rand([tokens.max(1), width], options)?.f_to_kind(kind);
+                let factors = [noise(weight.in_features())?, noise(weight.out_features())?];
+                Ok((weight, factors))
             })
             .collect::<Result<_>>()?;
-        let flops: i64 = (linears.iter())
-            .map(|linear| 4 * tokens.max(1) * linear.weight().out_features() * linear.weight().in_features())
+        let flops: i64 = (factors.iter())
+            .map(|(weight, _)| 4 * tokens.max(1) * weight.out_features() * weight.in_features())
             .sum();
         let (begun, mut best) = (Instant::now(), Duration::MAX);
         while best == Duration::MAX || begun.elapsed() < MEASURED {
             let start = Instant::now();
-            for (linear, [x, grad]) in linears.iter().zip(&inputs) {
-                let _y = linear.weight().forward_product(x)?;
-                let _grad_x = linear.weight().input_gradient(grad)?;
+            for (weight, [x, grad]) in &factors {
+                let _y = weight.forward_product(x)?;
+                let _grad_x = weight.input_gradient(grad)?;
             }
             best = best.min(start.elapsed());
         }
@@ -81,7 +81,7 @@ impl CausalLm {
 
     /// The linear layers, in the order in which they are computed.
     fn linears(&self) -> Vec<[&LoraLinear; 4]> {
-        self.layers().iter().map(super::decoder::Layer::linears).collect()
+        self.layers().iter().map(Layer::linears).collect()
     }
 }
 

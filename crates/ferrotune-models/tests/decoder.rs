@@ -1,10 +1,12 @@
 //! The decoder against transformers and PEFT: logits, loss and the gradient of every LoRA weight, on packed sequences.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in the helpers of tests
 
+mod common;
+
+use common::{Expected, fixture, relative};
 use ferrotune_kernels::{Mode, RandomKey, SequenceLayout};
-use ferrotune_models::{CausalLm, GenerationConfig, LossOptions, PackedInputs, generate};
-use std::{collections::HashMap, path::PathBuf};
-use tch::{Device, Kind, Tensor};
+use ferrotune_models::{CausalLm, ForwardOptions, GenerationConfig, generate};
+use tch::{Device, Kind};
 
 const CASES: [&str; 5] = [
     "llama_gqa_untied",
@@ -13,45 +15,6 @@ const CASES: [&str; 5] = [
     "mistral_window",
     "llama_sharded_bf16",
 ];
-
-fn fixture(case: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/decoder")).join(case)
-}
-
-struct Expected(HashMap<String, Tensor>);
-
-impl Expected {
-    fn read(case: &str) -> Self {
-        Self(
-            Tensor::read_safetensors(fixture(case).join("expected.safetensors"))
-                .unwrap()
-                .into_iter()
-                .collect(),
-        )
-    }
-
-    fn integers(&self, name: &str) -> Vec<i64> {
-        Vec::try_from(&self.0[name]).unwrap()
-    }
-
-    fn layout(&self) -> SequenceLayout {
-        SequenceLayout::from_cu_seqlens(&self.integers("cu_seqlens")).unwrap()
-    }
-
-    /// Row `t` predicts label `t + 1` of the same sequence.
-    fn inputs(&self) -> PackedInputs {
-        let labels = self.integers("labels");
-        let layout = self.layout();
-        let target_rows: Vec<i64> = layout
-            .segments()
-            .iter()
-            .flat_map(|segment| segment.rows.start..segment.rows.end - 1)
-            .filter(|&row| labels[row as usize + 1] != -100)
-            .collect();
-        let target_ids = target_rows.iter().map(|&row| labels[row as usize + 1]).collect();
-        PackedInputs { input_ids: self.integers("input_ids"), layout, target_rows, target_ids }
-    }
-}
 
 /// The formula by hand, for a model with two layers and an adapter on q and v alone.
 #[test]
@@ -74,12 +37,7 @@ fn the_arithmetic_of_a_training_step_is_that_of_its_products() {
     expected += 4 * r * shape.vocab_size * hidden;
     let layout = SequenceLayout::from_cu_seqlens(&[0, 5, 8]).unwrap();
     assert_eq!(model.training_flops(&layout, 2), expected as f64);
-    assert!(model.product_rate(4).unwrap().unwrap() > 0.0);
-}
-
-fn relative(ours: &Tensor, reference: &Tensor) -> f64 {
-    assert_eq!(ours.size(), reference.size());
-    ((ours - reference).norm() / reference.norm()).double_value(&[])
+    assert!(model.product_rate(4, Kind::Float).unwrap().unwrap() > 0.0);
 }
 
 fn load(case: &str) -> CausalLm {
@@ -151,7 +109,7 @@ fn noise_on_embeddings_acts_in_training_alone_and_follows_the_key() {
     let (mut model, inputs) = (load("llama_gqa_untied"), Expected::read("llama_gqa_untied").inputs());
     let folder = fixture("llama_gqa_untied").join("adapter");
     let adapter = ferrotune_lora::load(&mut model, "default", 0, folder, true).unwrap();
-    let options = LossOptions { neftune_alpha: Some(5.0), ..Default::default() };
+    let options = ForwardOptions { neftune_alpha: Some(5.0), ..Default::default() };
     let noisy = |mode| model.target_losses(&inputs, mode, options).unwrap();
     let train = |seed| Mode::Train(RandomKey::from_seed(seed));
     assert_eq!(noisy(Mode::Eval), model.target_nll(&inputs, Mode::Eval).unwrap());

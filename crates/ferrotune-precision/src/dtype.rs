@@ -100,12 +100,13 @@ impl DtypePolicy {
             ComputeDtype::F32 => Ok(Self::default()),
             ComputeDtype::Bf16 => Err(Error::DtypeNotOffered {
                 dtype: compute,
-                reason: "the layers have no bf16 product with f32 adapters, and on a processor without avx512_bf16 \
-                         one would be slower than f32",
+                reason: "weights are held in f32, and training has bf16 = true for products in bf16, which are slower than f32 \
+                         on a processor without avx512_bf16",
             }),
             ComputeDtype::F16 => Err(Error::DtypeNotOffered {
                 dtype: compute,
-                reason: "gradients in f16 underflow without loss scaling, which the trainer does not do",
+                reason: "weights are held in f32, and training has fp16 = true for products in f16, with a scaled loss against \
+                         gradients that underflow",
             }),
         }
     }
@@ -115,8 +116,8 @@ impl DtypePolicy {
     ///
     /// It is for a model that casts by it, at two places: [`to_compute`](Self::to_compute) on both factors of a product, and
     /// [`to_full`](Self::to_full) before a norm, a softmax or a loss. Since the casts are differentiable, an `f32` adapter gets an
-    /// `f32` gradient. The layers of this workspace do not cast yet: what they compute in is [`for_compute`](Self::for_compute)'s to
-    /// say.
+    /// `f32` gradient. The decoder of this workspace does so in training; [`for_compute`](Self::for_compute) is for weights that are
+    /// held in another type altogether.
     ///
     /// # Errors
     /// [`Error::TwoComputeDtypes`] if both are asked for.

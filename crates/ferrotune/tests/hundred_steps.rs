@@ -6,22 +6,15 @@
     reason = "the allowance for tests does not reach their helpers"
 )]
 
+mod steps;
+
 use ferrotune::{
-    data::{Source, Tokenized},
-    job::{CausalLmTask, PackedDataset},
-    lora,
-    models::CausalLm,
-    tch::{Device, Kind},
+    job::CausalLmTask,
     trainer::{LogEntry, Trainer, TrainingArguments},
 };
-use serde::{Deserialize, de::DeserializeOwned};
-use std::path::{Path, PathBuf};
-
-#[derive(Deserialize)]
-struct Row {
-    input_ids: Vec<u32>,
-    labels: Vec<i64>,
-}
+use serde::Deserialize;
+use std::path::PathBuf;
+use steps::{dataset, fixture, json, model};
 
 #[derive(Deserialize)]
 struct Step {
@@ -39,32 +32,17 @@ struct Expected {
     steps: Vec<Step>,
 }
 
-fn json<T: DeserializeOwned>(path: PathBuf) -> T {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
 /// The recorded run: the committed one, or another that the fixture's script wrote to the folder that `HUNDRED_STEPS` names.
 fn folder() -> PathBuf {
-    std::env::var_os("HUNDRED_STEPS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hundred_steps"),
-        PathBuf::from,
-    )
+    std::env::var_os("HUNDRED_STEPS").map_or_else(|| fixture("hundred_steps"), PathBuf::from)
 }
 
 #[test]
 fn every_step_equals_transformers_with_peft() {
     let folder = folder();
     let Expected { base, arguments, steps } = json(folder.join("expected.json"));
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ferrotune-models/tests/fixtures/decoder");
-    let mut model = CausalLm::load(&fixtures.join(base), Device::Cpu, Kind::Float).unwrap();
-    let adapter = lora::load(&mut model, "default", 0, folder.join("initial"), true).unwrap();
-    let rows: Vec<Row> = json(folder.join("rows.json"));
-    let rows = rows.into_iter().enumerate().map(|(line, Row { input_ids, labels })| Tokenized {
-        input_ids,
-        labels,
-        source: Source { file: Path::new("rows.json").into(), line: line + 1 },
-    });
-    let dataset = PackedDataset::new(rows.collect::<Vec<_>>(), arguments.seed);
+    let (model, adapter) = model(&base, &folder);
+    let dataset = dataset(&folder, arguments.seed);
     let task = CausalLmTask::new(&model, &adapter);
     let max_grad_norm = arguments.max_grad_norm;
     let mut trainer = Trainer::new(&task, arguments, &dataset).unwrap();

@@ -7,16 +7,12 @@
 mod memory;
 
 use ferrotune::{
-    data::{Source, Tokenized},
-    job::{CausalLmTask, MemoryNeed, PackedDataset},
-    kernels::{Mode, RandomKey},
-    lora::{LoraConfig, TargetModules, inject},
+    job::MemoryNeed,
     models::{CausalLm, ModelSize},
     tch::{self, Device, Kind},
-    trainer::{Dataset, TrainableModel},
+    trainer::TrainingArguments,
 };
-use memory::{agree, growth, write_model};
-use std::path::Path;
+use memory::{agree, growth, training_takes_what_is_predicted, write_model};
 
 #[test]
 fn loading_and_training_take_what_is_predicted() {
@@ -28,22 +24,5 @@ fn loading_and_training_take_what_is_predicted() {
     let (model, measured) = growth(|| CausalLm::load(folder.path(), Device::Cpu, Kind::Float));
     agree(&need, measured);
 
-    let mut model = model.unwrap();
-    let config = LoraConfig { target_modules: TargetModules::AllLinear, ..LoraConfig::default() };
-    let adapter = inject(&mut model, "default", 0, &config, RandomKey::from_seed(1)).unwrap();
-    let row = |length: u32| Tokenized {
-        input_ids: (0..length).collect(),
-        labels: (0..length).map(|id| if id > length / 2 { i64::from(id) } else { -100 }).collect(),
-        source: Source { file: Path::new("rows").into(), line: 1 },
-    };
-    let rows = vec![row(200), row(800), row(700)];
-    let parameters = adapter.parameter_count() as u64;
-    let data = PackedDataset::new(rows, 1);
-    let need = MemoryNeed::of_training(model.config(), parameters, &data, 3, 1);
-    let (_, measured) = growth(|| {
-        let batch = data.batch(&[0, 1, 2]).unwrap();
-        let task = CausalLmTask::new(&model, &adapter);
-        task.loss(&batch, Mode::Train(RandomKey::from_seed(1))).unwrap().backward();
-    });
-    agree(&need, measured);
+    training_takes_what_is_predicted(model.unwrap(), &TrainingArguments::default());
 }

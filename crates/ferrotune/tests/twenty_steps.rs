@@ -54,7 +54,8 @@ fn hold_to_transformers(folder: &Path, arguments: TrainingArguments) {
     let rows: Vec<Tokenized> = rows.collect();
     let validation = PackedDataset::new(rows[..5].to_vec(), 7);
     let dataset = PackedDataset::new(rows, 7);
-    let task = CausalLmTask::new(&model, &adapter).with_forward_arguments(arguments.forward_arguments());
+    let task =
+        CausalLmTask::new(&model, &adapter).with_forward_arguments(arguments.forward_arguments()).unwrap();
     let mut trainer = Trainer::new(&task, arguments, &dataset).unwrap().with_validation(&validation);
     let outcome = trainer.train().unwrap();
     let expected = json(&folder.join("expected.json"));

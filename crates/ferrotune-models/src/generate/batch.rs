@@ -6,8 +6,9 @@ use super::{
     prefix_tree::PrefixTree,
 };
 use crate::{
-    decoder::{Attend, CausalLm},
+    decoder::CausalLm,
     error::{Error, Result},
+    layer::Attend,
 };
 use ferrotune_kernels::{CachedAttention, Mode, SequenceLayout};
 use std::{collections::VecDeque, ops::Range};

@@ -5,10 +5,10 @@ use crate::{Error, Result};
 use ferrotune_data::Tokenized;
 use ferrotune_models::{CausalLm, ModelConfig};
 use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes_beside};
-use ferrotune_trainer::Dataset;
+use ferrotune_trainer::{Dataset, TrainingArguments};
 use std::fmt;
 
-/// Bytes of a number: everything is computed in f32.
+/// Bytes of a number, unless it is a factor or the result of a product under `bf16` or `fp16`.
 const F32: u64 = size_of::<f32>() as u64;
 /// Logits that exist at one time in `linear_cross_entropy`.
 const CHUNK_LOGITS: u64 = 16 << 20;
@@ -28,24 +28,33 @@ impl MemoryNeed {
     }
 
     /// Training an adapter of `parameters` numbers that is already there: its gradients and the two moments of AdamW, what forward keeps
-    /// for backward of the largest micro-batch in the first `epochs`, and the logits of a chunk.
+    /// for backward of the largest micro-batch in the first `epochs`, and the logits of a chunk; under `bf16` or `fp16` the frozen weights
+    /// in 16 bits beside.
     pub fn of_training(
         config: &ModelConfig,
         parameters: u64,
         data: &PackedDataset,
-        batch_size: usize,
+        arguments: &TrainingArguments,
         epochs: usize,
     ) -> Self {
-        let (tokens, targets) = largest_batch(data, batch_size, epochs);
+        let (tokens, targets) = largest_batch(data, arguments.per_device_train_batch_size, epochs);
         let shape = Shape::of(config);
-        // x, q k v, attended and its log-sum-exp, x, gate and up: norms, gates and rotations are computed again in backward.
-        let kept = 2 * shape.hidden + shape.qkv + shape.queries + shape.heads + 2 * shape.intermediate;
-        let layers = |width: u64| bytes(tokens, width.saturating_mul(config.num_hidden_layers as u64));
+        let half = arguments.bf16 || arguments.fp16;
+        // x and x, the log-sum-exp of attention; q k v, attended, gate and up: norms, gates and rotations are computed again in backward.
+        let full = 2 * shape.hidden + shape.heads;
+        let products = shape.qkv + shape.queries + 2 * shape.intermediate;
+        let kept = if half { full + products / 2 } else { full + products };
+        let all = config.num_hidden_layers as u64;
+        // Of the others the input alone, while one is computed again.
+        let (inputs, layers) = if arguments.gradient_checkpointing { (all, all.min(1)) } else { (0, all) };
+        let activations = inputs.saturating_mul(shape.hidden).saturating_add(layers.saturating_mul(kept));
+        let in_16_bits = if half { shape.products(all).saturating_mul(F32 / 2) } else { 0 };
         Self {
             parts: vec![
                 ("gradients and AdamW", bytes(3, parameters)),
-                ("activations", layers(kept)),
-                ("holes between them", layers(shape.holes())),
+                ("weights in 16 bits", in_16_bits),
+                ("activations", bytes(tokens, activations)),
+                ("holes between them", bytes(tokens, all.saturating_mul(shape.holes()))),
                 ("backward or logits", shape.feed_forward(tokens).max(shape.logits(targets, 2))),
             ],
         }
@@ -190,6 +199,12 @@ impl Shape {
             qkv: (heads + 2 * kv_heads) * head_dim,
             vocabulary: config.vocab_size as u64,
         }
+    }
+
+    /// Numbers of the weights of all products, the head's among them.
+    fn products(&self, layers: u64) -> u64 {
+        let layer = self.hidden * (self.qkv + self.queries + 3 * self.intermediate);
+        layers.saturating_mul(layer).saturating_add(self.hidden.saturating_mul(self.vocabulary))
     }
 
     /// The widest moment of a layer that keeps nothing.

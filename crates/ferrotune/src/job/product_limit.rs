@@ -1,7 +1,39 @@
 //! The share of the machine's limit for matrix products that training reaches.
 
 use ferrotune_models::CausalLm;
+use ferrotune_precision::ComputeDtype;
 use tch::Device;
+
+/// What products in 16 bits cost on this processor, measured on a layer of the model with `tokens` rows; nothing for f32, or elsewhere
+/// than on the CPU.
+///
+/// # Errors
+/// As [`CausalLm::product_rate`].
+pub(super) fn cost_of(
+    model: &CausalLm,
+    compute: ComputeDtype,
+    tokens: i64,
+) -> Result<Option<String>, ferrotune_models::Error> {
+    if compute == ComputeDtype::F32 || model.device() != Device::Cpu {
+        return Ok(None);
+    }
+    let rate = |dtype: ComputeDtype| model.product_rate(tokens, dtype.kind());
+    let rates = rate(ComputeDtype::F32)?.zip(rate(compute)?);
+    Ok(rates.map(|(full, half)| comparison(compute, tokens, full, half)))
+}
+
+fn comparison(compute: ComputeDtype, tokens: i64, full: f64, half: f64) -> String {
+    let (mark, times, word) = match half / full {
+        ratio if ratio < 1.0 => ("warning: ", 1.0 / ratio, "slower"),
+        ratio => ("", ratio, "faster"),
+    };
+    format!(
+        "{mark}{compute} on this processor: {times:.1} times {word} than f32 ({:.0} and {:.0} GFLOP/s, measured now in the products of a \
+         layer of this model with {tokens} tokens)",
+        half / 1e9,
+        full / 1e9
+    )
+}
 
 /// What the steps' products would take at the rate of this machine, with nothing between them.
 ///
@@ -9,6 +41,7 @@ use tch::Device;
 pub(super) struct ProductLimit<'a> {
     /// Until it is measured; none where it is not.
     model: Option<&'a CausalLm>,
+    compute: ComputeDtype,
     /// Rows of the products that are measured.
     tokens: i64,
     /// Floating-point operations a second.
@@ -18,10 +51,10 @@ pub(super) struct ProductLimit<'a> {
 }
 
 impl<'a> ProductLimit<'a> {
-    /// A limit of products with `tokens` rows; unknown on other devices than the CPU.
-    pub(super) fn new(model: &'a CausalLm, tokens: i64) -> Self {
+    /// A limit of products in `compute` with `tokens` rows; unknown on other devices than the CPU.
+    pub(super) fn new(model: &'a CausalLm, compute: ComputeDtype, tokens: i64) -> Self {
         let model = (model.device() == Device::Cpu).then_some(model);
-        Self { model, tokens, rate: None, flops: 0.0, seconds: 0.0 }
+        Self { model, compute, tokens, rate: None, flops: 0.0, seconds: 0.0 }
     }
 
     /// Counts a step of `seconds`; its share if the rate is known.
@@ -42,12 +75,31 @@ impl<'a> ProductLimit<'a> {
     /// As [`CausalLm::product_rate`].
     pub(super) fn measure(&mut self) -> Result<(), ferrotune_models::Error> {
         if let Some(model) = self.model.take() {
-            self.rate = model.product_rate(self.tokens)?;
+            self.rate = model.product_rate(self.tokens, self.compute.kind())?;
         }
         Ok(())
     }
 
     fn share_of(&self, flops: f64, seconds: f64) -> Option<f64> {
         Some(flops / self.rate? / seconds.max(f64::MIN_POSITIVE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_slower_is_a_warning_with_the_numbers() {
+        assert_eq!(
+            comparison(ComputeDtype::Bf16, 300, 140e9, 350e9),
+            "bf16 on this processor: 2.5 times faster than f32 (350 and 140 GFLOP/s, measured now in the products of a layer of this \
+             model with 300 tokens)"
+        );
+        let slower = comparison(ComputeDtype::F16, 300, 120e9, 15e9);
+        assert!(
+            slower.starts_with("warning: f16 on this processor: 8.0 times slower than f32 (15 and 120"),
+            "{slower}"
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::{
     init_from,
     observers::Recorder,
     output::OutputDirectory,
-    product_limit::ProductLimit,
+    product_limit::{self, ProductLimit},
     results::{report, train_metrics, validation_metrics},
     resume,
     telling::{Tell, Training},
@@ -243,12 +243,16 @@ impl<'a> Opened<'a> {
                 resume::restore(saved, &adapter)?;
             }
             let task =
-                CausalLmTask::new(model, &adapter).with_forward_arguments(arguments.forward_arguments());
+                CausalLmTask::new(model, &adapter).with_forward_arguments(arguments.forward_arguments())?;
+            // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
+            let tokens = train_set.mean_tokens(plan.per_device_train_batch_size);
+            if let Some(note) = product_limit::cost_of(model, task.compute(), tokens)? {
+                observer.note(&note);
+            }
             let shared = Mutex::new(Training {
                 observer: &mut *observer,
                 task: &task,
-                // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
-                limit: ProductLimit::new(model, train_set.mean_tokens(plan.per_device_train_batch_size)),
+                limit: ProductLimit::new(model, task.compute(), tokens),
                 total_steps: plan.max_steps,
                 saver: &saver,
             });
@@ -315,7 +319,7 @@ impl<'a> Opened<'a> {
             assistant.model.config(),
             adapter.parameter_count() as u64,
             train_set,
-            plan.per_device_train_batch_size,
+            &self.arguments,
             plan.max_steps.div_ceil(plan.steps_per_epoch.max(1)),
         );
         let remedy =

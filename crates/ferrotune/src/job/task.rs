@@ -4,7 +4,8 @@ use crate::Result;
 use ferrotune_data::{PackedBatch, Source, Tokenized, epoch_order};
 use ferrotune_kernels::{Mode, SequenceLayout};
 use ferrotune_lora::Adapter;
-use ferrotune_models::{CausalLm, LossOptions, PackedInputs};
+use ferrotune_models::{CausalLm, ForwardOptions, PackedInputs};
+use ferrotune_precision::{ComputeDtype, DtypePolicy};
 use ferrotune_trainer::{Dataset, ForwardArguments, TrainableModel};
 use std::{cell::Cell, sync::Arc};
 use tch::{Kind, Tensor};
@@ -74,25 +75,33 @@ pub fn packed_inputs(batch: &PackedBatch, adapter: Option<usize>) -> Result<Pack
 pub struct CausalLmTask<'a> {
     model: &'a CausalLm,
     adapter: &'a Adapter,
-    options: LossOptions,
+    options: ForwardOptions,
     flops: Cell<f64>,
 }
 
 impl<'a> CausalLmTask<'a> {
     /// Trains `adapter`, which is part of `model`.
     pub fn new(model: &'a CausalLm, adapter: &'a Adapter) -> Self {
-        Self { model, adapter, options: LossOptions::default(), flops: Cell::new(0.0) }
+        Self { model, adapter, options: ForwardOptions::default(), flops: Cell::new(0.0) }
     }
 
-    /// With the label smoothing and the noise on embeddings that the arguments ask for. The others it does not have, and a trainer whose
-    /// arguments ask for them refuses it.
-    #[must_use]
-    pub fn with_forward_arguments(mut self, arguments: ForwardArguments) -> Self {
-        self.options = LossOptions {
+    /// Computed as the arguments ask for.
+    ///
+    /// # Errors
+    /// [`Error::Precision`](crate::Error::Precision) if they ask for bf16 and fp16 at once.
+    pub fn with_forward_arguments(mut self, arguments: ForwardArguments) -> Result<Self> {
+        self.options = ForwardOptions {
             label_smoothing: arguments.label_smoothing_factor,
             neftune_alpha: arguments.neftune_noise_alpha,
+            policy: DtypePolicy::from_flags(arguments.bf16, arguments.fp16)?,
+            gradient_checkpointing: arguments.gradient_checkpointing,
         };
-        self
+        Ok(self)
+    }
+
+    /// What products are computed in.
+    pub(super) fn compute(&self) -> ComputeDtype {
+        self.options.policy.compute()
     }
 
     /// Floating-point operations of the training batches since this was last asked.
@@ -126,7 +135,9 @@ impl TrainableModel for CausalLmTask<'_> {
         ForwardArguments {
             label_smoothing_factor: self.options.label_smoothing,
             neftune_noise_alpha: self.options.neftune_alpha,
-            ..ForwardArguments::default()
+            bf16: self.options.policy.compute() == ComputeDtype::Bf16,
+            fp16: self.options.policy.compute() == ComputeDtype::F16,
+            gradient_checkpointing: self.options.gradient_checkpointing,
         }
     }
 

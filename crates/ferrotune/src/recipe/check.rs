@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use ferrotune_precision::{ComputeDtype, DtypePolicy};
 use ferrotune_trainer::{Schedule, SchedulerType};
 
 use super::config::Recipe;
@@ -97,23 +96,10 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
             ),
         );
     }
-    for (key, is_asked_for, dtype) in [
-        ("training.bf16", training.bf16, ComputeDtype::Bf16),
-        ("training.fp16", training.fp16, ComputeDtype::F16),
-    ] {
-        if let (true, Err(error)) = (is_asked_for, DtypePolicy::for_compute(dtype)) {
-            contradiction(
-                [key, "runtime.compute_dtype"],
-                format!("`{key}` is true, but {error}, and remove `{key}`"),
-            );
-        }
-    }
-    if training.gradient_checkpointing {
+    if training.bf16 && training.fp16 {
         contradiction(
-            ["training.gradient_checkpointing", "training.per_device_train_batch_size"],
-            "`training.gradient_checkpointing` is true, but activations are kept, not computed again; remove it, and if memory is \
-             short lower `training.per_device_train_batch_size` or `data.max_length`"
-                .to_owned(),
+            ["training.fp16", "training.bf16"],
+            "`training.bf16` and `training.fp16` are both true; choose one of them".to_owned(),
         );
     }
     let output = plain(&recipe.output_dir);

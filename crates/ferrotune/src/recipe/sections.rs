@@ -175,11 +175,11 @@ pub struct TrainingSection {
     /// NEFTune: noise on the embeddings in training, within this by the root of the numbers of a sequence. Default: none.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_number")]
     pub neftune_noise_alpha: Option<f64>,
-    /// Products in bf16. `true` is refused: everything is computed in f32. Default: false.
+    /// Products of training and validation in bf16; adapter and optimizer stay f32. Default: false.
     pub bf16: bool,
-    /// Products in f16. `true` is refused: everything is computed in f32. Default: false.
+    /// Products of training and validation in f16, with a scaled loss; adapter and optimizer stay f32. Default: false.
     pub fp16: bool,
-    /// Activations computed again in the backward pass. `true` is refused: they are kept. Default: false.
+    /// Each layer computed again in the backward pass, for less memory and more time. Default: false.
     pub gradient_checkpointing: bool,
     /// The optimizer: one of [`OPTIMIZERS`](super::OPTIMIZERS). Default: `"adamw_torch_fused"`.
     pub optim: String,

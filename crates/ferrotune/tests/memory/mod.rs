@@ -1,8 +1,13 @@
 //! A model, and what some work adds to the memory of the process.
 
 use ferrotune::{
-    job::MemoryNeed,
+    data::{Source, Tokenized},
+    job::{CausalLmTask, MemoryNeed, PackedDataset},
+    kernels::{Mode, RandomKey},
+    lora::{LoraConfig, TargetModules, inject},
+    models::CausalLm,
     precision::{peak_rss_mib, resident_bytes},
+    trainer::{Dataset, TrainableModel, TrainingArguments},
 };
 use safetensors::{Dtype, tensor::TensorView};
 use std::{fs, path::Path};
@@ -65,4 +70,27 @@ pub fn agree(predicted: &MemoryNeed, measured: f64) {
         "predicted {} bytes ({predicted}), measured {measured}",
         predicted.bytes()
     );
+}
+
+/// Forward and backward of a micro-batch of 1,700 tokens as the arguments want it.
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+pub fn training_takes_what_is_predicted(mut model: CausalLm, arguments: &TrainingArguments) {
+    let config = LoraConfig { target_modules: TargetModules::AllLinear, ..LoraConfig::default() };
+    let adapter = inject(&mut model, "default", 0, &config, RandomKey::from_seed(1)).unwrap();
+    let row = |length: u32| Tokenized {
+        input_ids: (0..length).collect(),
+        labels: (0..length).map(|id| if id > length / 2 { i64::from(id) } else { -100 }).collect(),
+        source: Source { file: Path::new("rows").into(), line: 1 },
+    };
+    let data = PackedDataset::new(vec![row(200), row(800), row(700)], 1);
+    let parameters = adapter.parameter_count() as u64;
+    let need = MemoryNeed::of_training(model.config(), parameters, &data, arguments, 1);
+    let (_, measured) = growth(|| {
+        let batch = data.batch(&[0, 1, 2]).unwrap();
+        let task = CausalLmTask::new(&model, &adapter)
+            .with_forward_arguments(arguments.forward_arguments())
+            .unwrap();
+        task.loss(&batch, Mode::Train(RandomKey::from_seed(1))).unwrap().backward();
+    });
+    agree(&need, measured);
 }

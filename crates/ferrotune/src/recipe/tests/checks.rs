@@ -72,17 +72,12 @@ fn contradictions_are_refused_with_their_place() {
 }
 
 #[test]
-fn what_is_not_computed_yet_is_refused_with_what_to_do_instead() {
-    for (key, remedy) in [
-        ("training.bf16", "use compute_dtype = \"f32\", and remove `training.bf16`"),
-        ("training.fp16", "use compute_dtype = \"f32\", and remove `training.fp16`"),
-        ("training.gradient_checkpointing", "lower `training.per_device_train_batch_size`"),
-    ] {
-        let found = problems(with(&[&format!("{key}=true")]));
-        assert!(found.len() == 1 && found[0].contains(key) && found[0].contains(remedy), "{found:?}");
-        assert!(with(&[&format!("{key}=false")]).is_ok());
+fn one_of_two_dtypes_is_chosen() {
+    for key in ["training.bf16", "training.fp16", "training.gradient_checkpointing"] {
+        assert!(with(&[&format!("{key}=true")]).is_ok());
     }
-    assert_eq!(problems(with(&["training.bf16=true", "training.fp16=true"])).len(), 2);
+    let found = problems(with(&["training.bf16=true", "training.fp16=true"]));
+    assert!(found.len() == 1 && found[0].contains("choose one of them"), "{found:?}");
 }
 
 #[test]

@@ -1,0 +1,24 @@
+//! The memory that is predicted for training with products in bf16 is the memory that is taken. Alone in its file: the peak is that of the
+//! whole process.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "the allowance for tests does not reach their helpers")]
+
+mod memory;
+
+use ferrotune::{
+    models::CausalLm,
+    tch::{self, Device, Kind},
+    trainer::TrainingArguments,
+};
+use memory::{training_takes_what_is_predicted, write_model};
+
+#[test]
+fn training_takes_what_was_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    tch::set_num_threads(2);
+    let model = CausalLm::load(folder.path(), Device::Cpu, Kind::Float).unwrap();
+    let arguments = TrainingArguments { bf16: true, ..TrainingArguments::default() };
+    training_takes_what_is_predicted(model, &arguments);
+}

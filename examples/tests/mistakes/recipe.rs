@@ -96,15 +96,16 @@ fn shown_commands(help: &str) -> Vec<String> {
     text.lines().map(str::trim).filter(is_command).map(str::to_owned).collect()
 }
 
-/// Splits a command at white space, but not within double quotes.
+/// Splits a command at white space, but not within quotes; each kind holds the other one as it is.
 fn words(command: &str) -> Vec<String> {
     let mut words = vec![String::new()];
-    let mut quoted = false;
+    let mut quote = None;
     for c in command.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            c => words.last_mut().unwrap().push(c),
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, ' ') => words.push(String::new()),
+            (_, c) => words.last_mut().unwrap().push(c),
         }
     }
     words.retain(|word| !word.is_empty());

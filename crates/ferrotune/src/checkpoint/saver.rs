@@ -258,7 +258,10 @@ mod tests {
         let saver = Saver::start_with("out".into(), None, retry_after, write).unwrap();
         for &step in steps {
             save(&saver, step);
-            while retry_after < RETRY_AFTER && lock(&saver.written).last.is_none() {
+            while retry_after < RETRY_AFTER
+                && lock(&saver.written).last.is_none()
+                && !saver.thread.is_finished()
+            {
                 std::thread::yield_now();
             }
         }
@@ -283,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_dies_stops_no_training_and_is_named_with_what_was_saved() {
-        let died = |saved: &[usize], last: usize| {
+        let died = |saved: &[usize], later: Option<usize>| {
             let write = |snapshot: &mut Snapshot| match snapshot.state.global_step {
                 4 => panic!("the writer dies, as this test wants"),
                 step => Ok(PathBuf::from(directory_name(step))),
@@ -295,14 +298,15 @@ mod tests {
             while !saver.thread.is_finished() {
                 std::thread::yield_now();
             }
-            save(&saver, last);
+            later.iter().for_each(|&step| save(&saver, step));
             let adapter_of_the_best = saver.orders.send(Order::Flush(mpsc::channel().0));
             assert!(adapter_of_the_best.is_err(), "nobody waits for a dead writer");
             saver.finish()
         };
-        for (saved, last) in [(&[3, 4][..], 5), (&[4], 5)] {
-            let written = died(saved, last);
-            assert!(written.unsaid.iter().any(|warning| warning.contains("no checkpoint after step 5")));
+        for (saved, later) in [(&[3, 4][..], Some(5)), (&[4], Some(5)), (&[3, 4], None)] {
+            let written = died(saved, later);
+            let words = format!("no checkpoint after step {}", later.unwrap_or(4));
+            assert!(written.unsaid.iter().any(|warning| warning.contains(&words)), "{:?}", written.unsaid);
             let expected = saved.contains(&3).then(|| PathBuf::from("checkpoint-3"));
             let error = written.left().unwrap_err();
             let is_named = matches!(&error, Error::NotSaved { saved, .. } if *saved == expected)

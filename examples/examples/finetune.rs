@@ -3,10 +3,11 @@
 use clap::Parser;
 use ferrotune::{
     Result,
-    job::{ForPeople, ForPrograms, run},
+    job::{ForPeople, ForPrograms, RANGE_TEST_FILES, find_lr, run},
     progress::{Event, Progress},
     recipe::Recipe,
     report::{summary, table},
+    trainer::RangeOutcome,
 };
 use ferrotune_examples::{
     complain, exit_code, guarded, interrupted, interruption, prepare_to_compute, say, shell_word,
@@ -23,6 +24,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml
   cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml \\
     --set output_dir=runs/short --set training.max_steps=10 --set data.max_test=20
+  cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml --find-lr
 
 Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 130 or 143 interrupted by Ctrl-C or SIGTERM, with a \
 checkpoint to go on from, 1 anything else.";
@@ -39,6 +41,10 @@ struct Arguments {
     /// Go on from a checkpoint though recipe, data or model have changed, or from an adapter (`lora.init_from`) whose base has another name.
     #[arg(long)]
     accept_changes: bool,
+    /// Train nothing; look for a learning rate by a range test on the recipe's model and data, and write find_lr.json and find_lr.svg to its
+    /// output_dir.
+    #[arg(long, conflicts_with = "accept_changes")]
+    find_lr: bool,
     /// Write one JSON object a line to standard output instead of a progress bar.
     #[arg(long)]
     json: bool,
@@ -80,6 +86,11 @@ fn load_recipe(arguments: &Arguments) -> Result<Recipe> {
 /// Whether the run came to its end.
 fn finetune(arguments: &Arguments, interruption: Arc<AtomicBool>) -> Result<bool> {
     let recipe = load_recipe(arguments)?;
+    if arguments.find_lr {
+        let found = find_lr(&recipe, &mut ForPeople::new(Progress::stderr(), interruption))?;
+        found.iter().for_each(|found| say(suggestion(&recipe, found)));
+        return Ok(found.is_some());
+    }
     let outcome = {
         let mut observer = ForPeople::new(Progress::stderr(), interruption.clone());
         run(&recipe, arguments.accept_changes, &mut observer, interruption)?
@@ -90,6 +101,21 @@ fn finetune(arguments: &Arguments, interruption: Arc<AtomicBool>) -> Result<bool
         say([table(&outcome.metrics), summary(&outcome.metrics), ending(&recipe)].join("\n").trim());
     }
     Ok(!outcome.cancelled)
+}
+
+/// The rate that a range test suggests, and how to use it.
+fn suggestion(recipe: &Recipe, found: &RangeOutcome) -> String {
+    let files = format!("{} are in {}", RANGE_TEST_FILES.join(" and "), recipe.output_dir.display());
+    let Some(rate) = found.steepest else {
+        return format!("The loss never falls: look at the data before you choose a learning rate.\n{files}");
+    };
+    let tenth =
+        found.minimum_tenth.map(|rate| format!("; a tenth of the rate with the lowest loss is {rate:.1e}"));
+    format!(
+        "Suggested learning rate: {rate:.1e}, where the loss falls most steeply{}\n{files}\nUse it:\n  \
+         --set training.learning_rate={rate:.1e}",
+        tenth.unwrap_or_default()
+    )
 }
 
 /// Where everything is, and what to do with it.
@@ -124,11 +150,19 @@ fn finetune_json(
     interruption: Arc<AtomicBool>,
 ) -> Result<bool> {
     let recipe = load_recipe(arguments)?;
+    let output_dir = recipe.output_dir.display().to_string();
+    if arguments.find_lr {
+        let found = find_lr(&recipe, observer)?;
+        if let Some(RangeOutcome { steepest, minimum_tenth, diverged, .. }) = &found {
+            let (steepest, minimum_tenth, diverged) = (*steepest, *minimum_tenth, *diverged);
+            observer.tell(&Event::FindLr { output_dir: &output_dir, steepest, minimum_tenth, diverged });
+        }
+        return Ok(found.is_some());
+    }
     let outcome = run(&recipe, arguments.accept_changes, observer, interruption)?;
     if outcome.cancelled {
         outcome.checkpoint.iter().for_each(|checkpoint| complain(going_on(checkpoint)));
     } else {
-        let output_dir = recipe.output_dir.display().to_string();
         observer.tell(&Event::Done { output_dir: &output_dir, metrics: Some(&outcome.metrics) });
     }
     Ok(!outcome.cancelled)

@@ -19,15 +19,30 @@ use std::{
 fn files_and_their_keys_are_those_of_the_page() {
     let page = page();
     let job = Job::new();
-    job.finetune(&["training.eval_strategy=epoch"]).succeeded();
+    // So small a rate moves nothing, which a watcher finds.
+    let settings = [
+        "training.eval_strategy=epoch",
+        "training.report_to=all",
+        "training.max_steps=24",
+        "training.learning_rate=1e-60",
+    ];
+    job.finetune(&settings).succeeded();
     let folder = job.path("out");
     let files: Names = snapshot(&folder)
         .into_iter()
         .filter(|(_, bytes)| bytes.is_some())
         .map(|(path, _)| path.strip_prefix(&folder).unwrap().display().to_string())
-        .map(|path| path.replace("checkpoint-2/", "checkpoint-N/"))
+        .map(|path| path.replace("checkpoint-24/", "checkpoint-N/"))
+        .map(|path| match path.strip_prefix("runs/").and_then(|path| path.split_once('/')) {
+            Some((_, name)) => {
+                let name =
+                    if name.starts_with("events") { "events.out.tfevents.SECONDS.HOST.PID.0" } else { name };
+                format!("runs/Nov27_15-25-00_HOST/{name}")
+            }
+            None => path,
+        })
         .collect();
-    let documented = ["## Files", "## Checkpoints"].map(|heading| listed(section(&page, heading)));
+    let documented = ["## Files", "## Checkpoints", "## Logs"].map(|heading| listed(section(&page, heading)));
     assert_eq!(files, documented.into_iter().flatten().collect());
 
     let mut found = Names::new();
@@ -54,8 +69,14 @@ fn events_and_exit_codes_are_those_of_the_page() {
         "finetune",
         &["recipe.toml", "--json", "--set", "output_dir=again", "--set", "data.train=absent"],
     );
-    let diverged =
-        job.finetune(&["output_dir=diverged", "training.max_steps=50", "training.learning_rate=1e30"]);
+    let diverging = [
+        "output_dir=diverged",
+        "training.max_steps=50",
+        "training.learning_rate=1e30",
+        "watch.non_finite=roll_back",
+    ];
+    let diverged = job.run("finetune", &[&["--json"][..], &job.finetune_arguments(&diverging)].concat());
+    let searched = job.run("finetune", &["recipe.toml", "--json", "--find-lr"]);
     let arguments =
         ["recipe.toml", "--json", "--set", "output_dir=long", "--set", "training.max_steps=1000000"];
     let mut child = command("finetune", job.folder(), arguments)
@@ -79,9 +100,11 @@ fn events_and_exit_codes_are_those_of_the_page() {
     assert_eq!(codes, listed(section(&page, "## Exit codes")));
 
     let mut found: BTreeMap<String, Names> = BTreeMap::new();
-    for events in [&done.stdout, &refused.stdout, &text].map(|text| json_lines(text)) {
+    for events in [&done.stdout, &searched.stdout, &diverged.stdout, &refused.stdout, &text]
+        .map(|text| json_lines(text))
+    {
         let last = events.last().unwrap()["event"].as_str().unwrap();
-        assert!(["done", "interrupted", "error"].contains(&last), "{last}");
+        assert!(["done", "find_lr", "interrupted", "error"].contains(&last), "{last}");
         for event in events {
             let name = event["event"].as_str().unwrap().to_owned();
             assert_eq!(*found.entry(name).or_insert_with(|| fields(&event)), fields(&event), "{event}");
@@ -114,8 +137,12 @@ fn events_and_exit_codes_are_those_of_the_page() {
 #[test]
 fn a_log_is_a_few_plain_lines() {
     let job = Job::new();
-    let run =
-        job.finetune(&["training.max_steps=400", "training.eval_strategy=steps", "training.eval_steps=1"]);
+    let run = job.finetune(&[
+        "training.max_steps=400",
+        "training.logging_steps=50",
+        "training.eval_strategy=steps",
+        "training.eval_steps=1",
+    ]);
     run.succeeded();
     assert!(!run.stderr.chars().any(|c| c.is_control() && c != '\n'), "{run}");
     let lines =

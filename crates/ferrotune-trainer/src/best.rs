@@ -49,6 +49,14 @@ pub(crate) fn stops_early(arguments: &TrainingArguments, state: &TrainerState) -
     })
 }
 
+/// Copies of parameters, by name.
+pub(crate) fn copies(parameters: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+    let copy = |(name, parameter): &(String, Tensor)| {
+        Ok((name.clone(), parameter.f_detach_copy().context("copying the parameters")?))
+    };
+    parameters.iter().map(copy).collect()
+}
+
 /// Copies the values of a checkpoint into the parameters of the same names: all of them, or none if they do not fit.
 ///
 /// # Errors

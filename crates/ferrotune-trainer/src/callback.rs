@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::BoxError;
-use crate::{Evaluation, Finding, ParameterNorm, TrainOutcome, TrainPlan};
+use crate::{Evaluation, Finding, ParameterNorm, TrainOutcome, TrainPlan, TrainerState};
 
 /// One optimizer step that was done.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,11 +71,17 @@ pub trait Callback {
         std::any::type_name::<Self>()
     }
 
-    /// Before the first step.
+    /// Training arguments that it carries out, by their names: `report_to`. Without a callback that does, a run that sets one of those is
+    /// refused.
+    fn arguments(&self) -> &[&str] {
+        &[]
+    }
+
+    /// Before the first step. A run that goes on from a checkpoint has a `state` with steps that are done.
     ///
     /// # Errors
     /// Any error ends the run; so it is with every event.
-    fn on_train_begin(&mut self, plan: &TrainPlan) -> Result<(), BoxError> {
+    fn on_train_begin(&mut self, plan: &TrainPlan, state: &TrainerState) -> Result<(), BoxError> {
         Ok(())
     }
 
@@ -92,6 +98,14 @@ pub trait Callback {
     /// # Errors
     /// See [`Callback::on_train_begin`].
     fn on_log(&mut self, record: &LogRecord) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// Before each batch of an evaluation, with the examples of the validation set that are done and that there are.
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_evaluation_progress(&mut self, done: usize, examples: usize) -> Result<(), BoxError> {
         Ok(())
     }
 
@@ -120,11 +134,66 @@ pub trait Callback {
         Ok(())
     }
 
+    /// When the run went back to an earlier `state`, from which it goes on: what was told of later steps does not hold any more.
+    ///
+    /// # Errors
+    /// See [`Callback::on_train_begin`].
+    fn on_roll_back(&mut self, state: &TrainerState) -> Result<(), BoxError> {
+        Ok(())
+    }
+
     /// After the last step and the evaluation that follows it; not after an error.
     ///
     /// # Errors
     /// See [`Callback::on_train_begin`].
     fn on_train_end(&mut self, outcome: &TrainOutcome) -> Result<(), BoxError> {
         Ok(())
+    }
+}
+
+/// So that whoever started the run can use the callback after it.
+impl<C: Callback + ?Sized> Callback for &mut C {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn arguments(&self) -> &[&str] {
+        (**self).arguments()
+    }
+
+    fn on_train_begin(&mut self, plan: &TrainPlan, state: &TrainerState) -> Result<(), BoxError> {
+        (**self).on_train_begin(plan, state)
+    }
+
+    fn on_step_end(&mut self, record: &StepRecord) -> Result<(), BoxError> {
+        (**self).on_step_end(record)
+    }
+
+    fn on_log(&mut self, record: &LogRecord) -> Result<(), BoxError> {
+        (**self).on_log(record)
+    }
+
+    fn on_evaluation_progress(&mut self, done: usize, examples: usize) -> Result<(), BoxError> {
+        (**self).on_evaluation_progress(done, examples)
+    }
+
+    fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {
+        (**self).on_evaluate(record)
+    }
+
+    fn on_norms(&mut self, step: usize, norms: &[ParameterNorm]) -> Result<(), BoxError> {
+        (**self).on_norms(step, norms)
+    }
+
+    fn on_finding(&mut self, finding: &Finding) -> Result<(), BoxError> {
+        (**self).on_finding(finding)
+    }
+
+    fn on_roll_back(&mut self, state: &TrainerState) -> Result<(), BoxError> {
+        (**self).on_roll_back(state)
+    }
+
+    fn on_train_end(&mut self, outcome: &TrainOutcome) -> Result<(), BoxError> {
+        (**self).on_train_end(outcome)
     }
 }

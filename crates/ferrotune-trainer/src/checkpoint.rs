@@ -17,6 +17,17 @@ pub struct Checkpoint<'a> {
     pub optimizer: OptimizerState,
 }
 
+/// A checkpoint that was read back.
+#[derive(Debug)]
+pub struct SavedRun {
+    /// Where the run was.
+    pub state: TrainerState,
+    /// The named parameters.
+    pub parameters: Vec<(String, Tensor)>,
+    /// The optimizer's state.
+    pub optimizer: OptimizerState,
+}
+
 /// Keeps checkpoints. The trainer says when, and knows no file.
 ///
 /// A checkpoint that could not be written is no reason to lose a training: unless there is no sense in going on, [`Checkpointer::save`] returns
@@ -33,4 +44,15 @@ pub trait Checkpointer {
     /// # Errors
     /// An error ends the run.
     fn load_best(&mut self, best_global_step: usize) -> Result<Option<Vec<(String, Tensor)>>, BoxError>;
+
+    /// The newest checkpoint of this run with fewer steps than `step`; `None` if there is none. A run that goes back takes those after it
+    /// for a course that was given up: the next [`Checkpointer::save`] takes their place. Without a body it has none, and a run goes back to
+    /// its start.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    #[expect(unused_variables, reason = "the name that the docs use")]
+    fn load_before(&mut self, step: usize) -> Result<Option<SavedRun>, BoxError> {
+        Ok(None)
+    }
 }

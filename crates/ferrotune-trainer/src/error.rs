@@ -4,6 +4,8 @@ use std::fmt;
 
 use tch::TchError;
 
+use crate::Finding;
+
 /// An error of code that the trainer calls: the model, the data set, a callback, a reducer.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -36,7 +38,7 @@ impl fmt::Display for Place {
 pub(crate) struct Listed<'a>(pub(crate) &'a [String], pub(crate) usize);
 
 /// How many names an error shows.
-const SHOWN: usize = 32;
+pub(crate) const SHOWN: usize = 32;
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -231,6 +233,20 @@ pub enum Error {
         /// Its own error.
         #[source]
         source: BoxError,
+    },
+    /// The run went back to a checkpoint as often as it may, and the fault came again.
+    #[error(
+        "the run went back {roll_backs} times, each time to half the learning rate, and a watcher ({}) finds at {finding}; start again with a \
+         learning rate far below {learning_rate:e}",
+        finding.watcher
+    )]
+    RollBacksSpent {
+        /// How often it went back.
+        roll_backs: usize,
+        /// `learning_rate` of the run.
+        learning_rate: f64,
+        /// What was found last.
+        finding: Box<Finding>,
     },
     /// The gradient reducer failed.
     #[error("the gradient reducer failed {place}: {source}")]

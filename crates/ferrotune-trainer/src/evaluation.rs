@@ -57,15 +57,16 @@ pub fn evaluate<M: TrainableModel>(
     batch_size: usize,
 ) -> Result<Evaluation> {
     // Never cancelled, it gives no `None`.
-    evaluate_unless(model, dataset, batch_size, &|| false)?.ok_or(Error::NoTargets { place: Box::default() })
+    evaluate_unless(model, dataset, batch_size, &mut |_| Ok(true))?
+        .ok_or(Error::NoTargets { place: Box::default() })
 }
 
-/// As [`evaluate`], but asks before each batch whether it is cancelled, which gives `None`.
+/// As [`evaluate`], but tells before each batch how many examples are done, and asks whether it goes on; `None` if not.
 pub(crate) fn evaluate_unless<M: TrainableModel>(
     model: &M,
     dataset: &dyn Dataset<Batch = M::Batch>,
     batch_size: usize,
-    cancelled: &dyn Fn() -> bool,
+    goes_on: &mut dyn FnMut(usize) -> Result<bool>,
 ) -> Result<Option<Evaluation>> {
     let examples = dataset.len();
     if examples == 0 {
@@ -82,8 +83,8 @@ pub(crate) fn evaluate_unless<M: TrainableModel>(
     let _guard = tch::no_grad_guard();
     let (mut nll, mut target_tokens) = (0.0, 0);
     let indices: Vec<usize> = (0..examples).collect();
-    for chunk in indices.chunks(batch_size) {
-        if cancelled() {
+    for (batch, chunk) in indices.chunks(batch_size).enumerate() {
+        if !goes_on(batch * batch_size)? {
             return Ok(None);
         }
         let batch = dataset.batch(chunk).map_err(|source| Error::Dataset {

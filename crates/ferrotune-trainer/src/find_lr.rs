@@ -59,12 +59,16 @@ const DIVERGED: f64 = 4.0;
 /// Step `i` of `n` has the rate `start (end / start)^(i / (n - 1))`. The losses are smoothed by `m <- 0.9 m + 0.1 loss`, divided by
 /// `1 - 0.9^(i + 1)`. The test ends after `n` steps, at a loss that is not finite, or when the smoothed loss is more than 4 times the
 /// lowest. Two suggestions are usual: the rate at which the smoothed loss falls most steeply, and a tenth of that at which it is lowest; the
-/// points of the run-away count for neither. Batches, optimizer and clipping are those of `arguments`; the parameters are left as they were.
+/// points of the run-away count for neither. `on_point` hears of each step, and `false` ends the test there. Batches, optimizer and clipping are those of `arguments`; the parameters are left as they were.
 ///
 /// ```no_run
 /// # fn example<M: ferrotune_trainer::TrainableModel>(model: &M, train: &dyn ferrotune_trainer::Dataset<Batch = M::Batch>) -> ferrotune_trainer::Result<()> {
 /// use ferrotune_trainer::{RangeTest, TrainingArguments, find_lr};
-/// let found = find_lr(model, &TrainingArguments::default(), train, RangeTest::default())?;
+/// let on_point = |point: &ferrotune_trainer::RangePoint| {
+///     println!("{:e}: {}", point.learning_rate, point.loss);
+///     true
+/// };
+/// let found = find_lr(model, &TrainingArguments::default(), train, RangeTest::default(), on_point)?;
 /// println!("{:?}", found.steepest);
 /// # Ok(())
 /// # }
@@ -81,6 +85,7 @@ pub fn find_lr<M: TrainableModel>(
     arguments: &TrainingArguments,
     train: &dyn Dataset<Batch = M::Batch>,
     test: RangeTest,
+    mut on_point: impl FnMut(&RangePoint) -> bool,
 ) -> Result<RangeOutcome> {
     let RangeTest { start_lr, end_lr, steps } = test;
     if !(start_lr > 0.0 && start_lr < end_lr && end_lr.is_finite()) {
@@ -101,13 +106,8 @@ pub fn find_lr<M: TrainableModel>(
     let max_steps = i64::try_from(steps).unwrap_or(i64::MAX);
     let arguments = TrainingArguments { max_steps, ..arguments.clone() };
     let mut trainer = Trainer::new(model, arguments, train)?;
-    let before: Vec<_> = trainer
-        .optimizer
-        .parameters()
-        .iter()
-        .map(|(name, parameter)| (name.clone(), parameter.detach().copy()))
-        .collect();
-    let swept = trainer.sweep(test);
+    let before = best::copies(trainer.optimizer.parameters())?;
+    let swept = trainer.sweep(test, &mut on_point);
     best::restore(trainer.optimizer.parameters(), &before)?;
     let (points, diverged) = swept?;
     Ok(outcome(points, diverged))
@@ -115,7 +115,11 @@ pub fn find_lr<M: TrainableModel>(
 
 impl<M: TrainableModel> Trainer<'_, M> {
     /// The steps of a range test, and whether it diverged.
-    fn sweep(&mut self, test: RangeTest) -> Result<(Vec<RangePoint>, bool)> {
+    fn sweep(
+        &mut self,
+        test: RangeTest,
+        on_point: &mut dyn FnMut(&RangePoint) -> bool,
+    ) -> Result<(Vec<RangePoint>, bool)> {
         let (mut points, mut mean, mut lowest) = (Vec::new(), 0.0, f64::INFINITY);
         let growth = (test.end_lr / test.start_lr).ln() / (test.steps - 1) as f64;
         for epoch in 0.. {
@@ -138,12 +142,14 @@ impl<M: TrainableModel> Trainer<'_, M> {
                 };
                 mean = DECAY * mean + (1.0 - DECAY) * loss;
                 let smoothed_loss = mean / (1.0 - DECAY.powf((step + 1) as f64));
-                points.push(RangePoint { learning_rate, loss, smoothed_loss });
+                let point = RangePoint { learning_rate, loss, smoothed_loss };
+                points.push(point);
+                let goes_on = on_point(&point);
                 lowest = smoothed_loss.min(lowest);
                 if smoothed_loss > DIVERGED * lowest {
                     return Ok((points, true));
                 }
-                if points.len() == test.steps {
+                if points.len() == test.steps || !goes_on {
                     return Ok((points, false));
                 }
             }

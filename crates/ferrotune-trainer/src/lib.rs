@@ -16,6 +16,7 @@ mod optimizer;
 mod outcome;
 mod reducer;
 mod reporter;
+mod roll_back;
 mod schedule;
 mod state;
 mod step;
@@ -23,11 +24,12 @@ mod trainer;
 mod watch;
 
 pub use arguments::{
-    ForwardArguments, NOT_OFFERED, OLDER_NAMES, ResumeFromCheckpoint, TrainPlan, TrainingArguments,
+    ForwardArguments, NOT_OFFERED, OLDER_NAMES, REPORTERS, ResumeFromCheckpoint, TrainPlan,
+    TrainingArguments, chosen_reporters,
 };
 pub use best::restore as restore_parameters;
 pub use callback::{Callback, EvaluationRecord, LogRecord, StepRecord};
-pub use checkpoint::{Checkpoint, Checkpointer};
+pub use checkpoint::{Checkpoint, Checkpointer, SavedRun};
 pub use dataset::Dataset;
 pub use error::{BoxError, Error, Place, Result};
 pub use evaluation::{Evaluation, evaluate};
@@ -45,7 +47,7 @@ pub use reporter::{
     CsvReporter, JsonlReporter, Reporter, Reporting, TensorBoardReporter, default_logging_dir,
 };
 pub use schedule::{PlateauState, Schedule, SchedulerKwarg, SchedulerKwargs};
-pub use state::{DataPosition, LogEntry, TrainerState};
+pub use state::{DataPosition, LogEntry, RollBack, TrainerState};
 pub use trainer::Trainer;
 pub use watch::{
     Action, Alarm, DeadParameter, Finding, LearningRate, LossSpike, NonFinite, Observation, Overfitting,

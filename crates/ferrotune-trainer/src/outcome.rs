@@ -32,8 +32,7 @@ pub struct TrainOutcome {
     pub cancelled: bool,
     /// What the watchers found, in order.
     pub findings: Vec<Finding>,
-    /// The fault that ended the run before its last step. With [`Action::RollBack`](crate::Action::RollBack) the caller goes back to the
-    /// last good checkpoint, and begins again from there with a lower rate.
+    /// The fault that ended the run before its last step, by [`Action::Stop`](crate::Action::Stop).
     pub ended_by: Option<Finding>,
 }
 

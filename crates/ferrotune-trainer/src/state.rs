@@ -64,10 +64,21 @@ pub struct TrainerState {
     pub time_to_first_step: Option<f64>,
     /// Steps among those done that were left out: the learning-rate schedule does not count them.
     pub skipped_steps: usize,
+    /// How the run went back to checkpoints; each time halves the rate of the steps that follow.
+    pub roll_backs: Vec<RollBack>,
     /// What the watchers remember.
     pub watchers: Watchers,
     /// What they found, in order.
     pub findings: Vec<Finding>,
+}
+
+/// A run went back from a fault to a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollBack {
+    /// The step at which the fault was found.
+    pub from: usize,
+    /// The steps of the checkpoint; 0: the start.
+    pub to: usize,
 }
 
 /// A place in the order of the data.
@@ -124,6 +135,11 @@ impl TrainerState {
             LogEntry::Evaluation(record) => Some(record),
             LogEntry::Train(_) => None,
         })
+    }
+
+    /// What the schedule's learning rate is multiplied by: a half for each of `roll_backs`.
+    pub fn learning_rate_factor(&self) -> f64 {
+        0.5_f64.powi(i32::try_from(self.roll_backs.len()).unwrap_or(i32::MAX))
     }
 
     /// Takes over what a plan says. With other batches the position is the first batch that holds no example already seen.

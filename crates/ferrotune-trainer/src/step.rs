@@ -43,7 +43,8 @@ impl<M: TrainableModel> Trainer<'_, M> {
             max_norm if max_norm > 0.0 => Gradients::clip_coefficient(max_norm, grad_norm),
             _ => 1.0,
         };
-        let learning_rate = self.schedule.learning_rate(steps_done - self.state.skipped_steps);
+        let learning_rate = self.schedule.learning_rate(steps_done - self.state.skipped_steps)
+            * self.state.learning_rate_factor();
         let signals = StepSignals {
             step: steps_done + 1,
             max_steps: self.plan.max_steps,
@@ -51,7 +52,10 @@ impl<M: TrainableModel> Trainer<'_, M> {
             grad_norm,
             learning_rate,
         };
-        if self.watch(Observation::Step(signals))?.is_some_and(|action| action > Action::Say) {
+        if self
+            .watch(Observation::Step(signals), &accumulated.examples)?
+            .is_some_and(|action| action > Action::Say)
+        {
             return Ok(None);
         }
         self.optimizer.step_scaled(&accumulated.gradients, learning_rate, gradient_scale)?;

@@ -12,8 +12,8 @@ use crate::gradient::check_parameters;
 use crate::{
     Action, Callback, Checkpoint, Checkpointer, Dataset, Error, EvaluationRecord, Finding, GradientReducer,
     IntervalStrategy, LogEntry, LogRecord, NoReduction, Observation, Optimizer, OptimizerState,
-    ParameterGroup, Result, SaveStrategy, Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel,
-    TrainerState, TrainingArguments, WatchActions, best, evaluation,
+    ParameterGroup, Result, ResumeFromCheckpoint, SaveStrategy, Schedule, StepRecord, TrainOutcome,
+    TrainPlan, TrainableModel, TrainerState, TrainingArguments, WatchActions, best, evaluation,
 };
 
 /// Trains a model.
@@ -41,16 +41,18 @@ pub struct Trainer<'a, M: TrainableModel> {
     callbacks: Vec<Box<dyn Callback + 'a>>,
     pub(crate) reducer: Box<dyn GradientReducer + 'a>,
     cancellation: Option<Arc<AtomicBool>>,
-    checkpointer: Option<Box<dyn Checkpointer + 'a>>,
+    pub(crate) checkpointer: Option<Box<dyn Checkpointer + 'a>>,
     pub(crate) optimizer: Box<dyn Optimizer>,
     /// Scales the loss under `fp16`.
     pub(crate) grad_scaler: Option<GradScaler>,
     pub(crate) state: TrainerState,
     /// The step of the last checkpoint.
-    saved_step: Option<usize>,
+    pub(crate) saved_step: Option<usize>,
     pub(crate) watch_actions: WatchActions,
     /// The fault that ended the run.
     pub(crate) ended_by: Option<Finding>,
+    /// The parameters as they were when the watchers were told what to do, if one may make the run go back.
+    pub(crate) start: Option<Vec<(String, Tensor)>>,
 }
 
 impl<'a, M: TrainableModel> Trainer<'a, M> {
@@ -91,6 +93,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             saved_step: None,
             watch_actions: WatchActions::default(),
             ended_by: None,
+            start: None,
         })
     }
 
@@ -138,10 +141,17 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
 
     /// Does about the faults of a run what `actions` say, in place of [`WatchActions::default`].
     ///
+    /// If one of them is [`Action::RollBack`], the parameters as they are now are the start that a run without a checkpoint goes back to:
+    /// call this before values from a checkpoint are put into them.
+    ///
     /// # Errors
-    /// As [`WatchActions::validate`].
+    /// As [`WatchActions::validate`]; [`Error::Torch`] if libtorch fails.
     pub fn with_watch_actions(mut self, actions: WatchActions) -> Result<Self> {
         actions.validate()?;
+        self.start = match actions.roll_back() {
+            true => Some(best::copies(self.optimizer.parameters())?),
+            false => None,
+        };
         self.watch_actions = actions;
         Ok(self)
     }
@@ -215,9 +225,11 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             let expected = "a validation set (`Trainer::with_validation`) to evaluate";
             return Err(Error::InvalidArgument { field, found, expected });
         }
+        self.check_carried_out()?;
         tracing::info!(?plan, "training");
         self.ended_by = None;
-        self.notify("on_train_begin", |callback| callback.on_train_begin(&plan))?;
+        let state = self.state.clone();
+        self.notify("on_train_begin", |callback| callback.on_train_begin(&plan, &state))?;
         let finished = self.run()?;
         if finished && self.arguments.load_best_model_at_end {
             self.load_best()?;
@@ -227,11 +239,55 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         Ok(outcome)
     }
 
-    /// Whether the run came to its last step, or to the one that early stopping makes the last.
+    /// Refuses arguments that others carry out, and that nobody does.
+    fn check_carried_out(&self) -> Result<()> {
+        let refuse = |field, found, expected| Err(Error::InvalidArgument { field, found, expected });
+        let reports = |name| self.callbacks.iter().any(|callback| callback.arguments().contains(&name));
+        let arguments = &self.arguments;
+        let expected =
+            "a callback that writes the log (`Trainer::with_callback` with a `Reporting`), or no value";
+        if !arguments.report_to.is_empty() && !reports("report_to") {
+            return refuse("report_to", format!("{:?}", arguments.report_to), expected);
+        }
+        if let Some(name) = arguments.run_name.as_ref().filter(|_| !reports("run_name")) {
+            return refuse("run_name", format!("{name:?}"), expected);
+        }
+        if self.checkpointer.is_some() {
+            return Ok(());
+        }
+        let expected =
+            "a `Checkpointer` that writes and reads checkpoints (`Trainer::with_checkpointer`), or no value";
+        if let Some(path) = &arguments.output_dir {
+            return refuse("output_dir", path.display().to_string(), expected);
+        }
+        if let Some(limit) = arguments.save_total_limit {
+            return refuse("save_total_limit", limit.to_string(), expected);
+        }
+        if arguments.save_only_model {
+            return refuse("save_only_model", "true".into(), expected);
+        }
+        match &arguments.resume_from_checkpoint {
+            ResumeFromCheckpoint::Newest(false) => Ok(()),
+            from => refuse("resume_from_checkpoint", format!("{from:?}"), expected),
+        }
+    }
+
+    /// Whether the run came to its last step, or to the one that early stopping or a watcher makes the last.
     fn run(&mut self) -> Result<bool> {
-        let plan = self.plan;
         // Where the checkpoint was taken because the run was cancelled, the evaluation of its step is still to come.
         self.conclude()?;
+        loop {
+            let finished = self.steps()?;
+            match self.ended_by.take_if(|finding| finding.action == Action::RollBack) {
+                Some(finding) => self.roll_back(finding)?,
+                None => return Ok(finished),
+            }
+        }
+    }
+
+    /// The steps that are left, up to a fault that ends the run or makes it go back.
+    fn steps(&mut self) -> Result<bool> {
+        let plan = self.plan;
         while self.state.global_step < plan.max_steps {
             let epoch = self.state.data_position.epoch;
             let order = self.train.order(epoch);
@@ -329,8 +385,14 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             return Ok(None);
         };
         let batch_size = self.arguments.per_device_eval_batch_size;
-        let cancelled = || self.is_cancelled();
-        let Some(evaluation) = evaluation::evaluate_unless(self.model, validation, batch_size, &cancelled)?
+        let (model, examples) = (self.model, validation.len());
+        let mut goes_on = |done| {
+            self.notify("on_evaluation_progress", |callback| {
+                callback.on_evaluation_progress(done, examples)
+            })?;
+            Ok(!self.is_cancelled())
+        };
+        let Some(evaluation) = evaluation::evaluate_unless(model, validation, batch_size, &mut goes_on)?
         else {
             return Ok(None);
         };
@@ -344,7 +406,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             self.state.lr_scheduler = self.schedule.state();
         }
         self.notify("on_evaluate", |callback| callback.on_evaluate(&record))?;
-        self.watch(Observation::Evaluation(&record))?;
+        self.watch(Observation::Evaluation(&record), &[])?;
         Ok(Some(record))
     }
 

@@ -8,7 +8,7 @@ use common::{Batch, Examples, ModelError, TokenModel};
 use ferrotune_precision::{DtypePolicy, GradScalerState};
 use ferrotune_trainer::{
     AdamW, AdamWOptions, BoxError, Callback, Error, GradientReducer, Gradients, Mode, Optimizer,
-    OptimizerState, StepRecord, TrainableModel, Trainer, TrainingArguments,
+    OptimizerState, ResumeFromCheckpoint, StepRecord, TrainableModel, Trainer, TrainingArguments,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -50,6 +50,29 @@ fn a_scale_that_no_scaler_can_use_is_refused_when_a_run_goes_on() {
     let error = trainer.resume(state, &optimizer).unwrap_err();
     assert!(matches!(&error, Error::Precision(_)), "{error}");
     assert!(error.to_string().contains("the gradient scaler's scale is 0"), "{error}");
+}
+
+#[test]
+fn an_argument_that_nobody_carries_out_is_refused() {
+    let data = Examples::patterned(4);
+    for (field, arguments) in [
+        ("report_to", TrainingArguments { report_to: vec!["csv".into()], ..arguments() }),
+        ("run_name", TrainingArguments { run_name: Some("first".into()), ..arguments() }),
+        ("output_dir", TrainingArguments { output_dir: Some("out".into()), ..arguments() }),
+        ("save_total_limit", TrainingArguments { save_total_limit: Some(2), ..arguments() }),
+        ("save_only_model", TrainingArguments { save_only_model: true, ..arguments() }),
+        (
+            "resume_from_checkpoint",
+            TrainingArguments { resume_from_checkpoint: ResumeFromCheckpoint::Newest(true), ..arguments() },
+        ),
+    ] {
+        let model = TokenModel::small();
+        let refusal = Trainer::new(&model, arguments, &data).unwrap().train().err();
+        assert!(
+            matches!(refusal, Some(Error::InvalidArgument { field: found, .. }) if found == field),
+            "{field}"
+        );
+    }
 }
 
 struct Refuses;

@@ -16,7 +16,7 @@ fn the_rate_it_finds_trains_and_the_parameters_are_as_before() {
     let model = TokenModel::small();
     let before = model.values();
     let test = RangeTest { start_lr: 1e-6, end_lr: 100.0, steps: 120 };
-    let found = find_lr(&model, &arguments(), &dataset, test).unwrap();
+    let found = find_lr(&model, &arguments(), &dataset, test, |_| true).unwrap();
     assert_eq!(model.values(), before);
     assert!(found.diverged && found.points.len() < 120, "{}", found.points.len());
     for (index, point) in found.points.iter().enumerate() {
@@ -40,8 +40,21 @@ fn a_loss_that_is_not_finite_ends_the_test_and_leaves_the_parameters() {
     let dataset = Examples::patterned(8);
     let model = TokenModel { poisoned: Some(5), ..TokenModel::small() };
     let before = model.values();
-    let found = find_lr(&model, &arguments(), &dataset, RangeTest::default()).unwrap();
+    let found = find_lr(&model, &arguments(), &dataset, RangeTest::default(), |_| true).unwrap();
     assert_eq!((found.points.len(), found.diverged), (1, true));
+    assert_eq!(model.values(), before);
+}
+
+#[test]
+fn whoever_hears_of_the_steps_can_end_it() {
+    let (dataset, model) = (Examples::patterned(8), TokenModel::small());
+    let before = model.values();
+    let mut heard = Vec::new();
+    let found = find_lr(&model, &arguments(), &dataset, RangeTest::default(), |point| {
+        heard.push(*point);
+        heard.len() < 7
+    });
+    assert_eq!((found.unwrap().points, heard.len()), (heard.clone(), 7));
     assert_eq!(model.values(), before);
 }
 
@@ -54,7 +67,7 @@ fn a_sweep_that_goes_nowhere_is_refused() {
         RangeTest { end_lr: 1e-9, ..Default::default() },
         RangeTest { steps: 9, ..Default::default() },
     ] {
-        let error = find_lr(&model, &arguments(), &dataset, test).unwrap_err();
+        let error = find_lr(&model, &arguments(), &dataset, test, |_| true).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
     }
 }

@@ -209,6 +209,26 @@ fn tensorboard_reads_scalars_texts_histograms_and_hparams() {
 }
 
 #[test]
+fn a_session_that_starts_again_takes_later_steps_back_and_has_a_file_of_its_own() {
+    let folder = folder("rewound");
+    for _ in 0..2 {
+        let mut reporter = TensorBoardReporter::new(&folder);
+        reporter.start(&Map::new()).unwrap();
+        reporter.scalar(5, "train/loss", 1.0).unwrap();
+        reporter.rewind(3).unwrap();
+        reporter.finish().unwrap();
+    }
+    let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    for file in files {
+        // SessionLog { status: START } at the first step that is taken back, as SummaryWriter(purge_step=4) writes it.
+        let starts = events(&file).into_iter().filter(|event| bytes(event, 7) == Some(&[8, 1]));
+        let steps: Vec<_> = starts.map(|event| event.into_iter().find(|(number, _)| *number == 2)).collect();
+        assert_eq!(steps, [Some((2, Field::Varint(4)))]);
+    }
+}
+
+#[test]
 fn csv_and_jsonl_have_every_number_and_go_on_with_a_file() {
     let folder = folder("tables");
     let mut losses = Vec::new();
@@ -272,6 +292,9 @@ impl Reporter for FullDisk {
         Ok(())
     }
     fn histogram(&mut self, _: usize, _: &str, _: &[f64]) -> io::Result<()> {
+        Ok(())
+    }
+    fn rewind(&mut self, _: usize) -> io::Result<()> {
         Ok(())
     }
     fn flush(&mut self) -> io::Result<()> {

@@ -14,7 +14,7 @@ use common::{Example, Examples, TokenModel, VOCAB, parameter, relative_distance}
 use ferrotune_trainer::{
     BoxError, Callback, Dataset, Error, EvaluationRecord, GradientReducer, Gradients, IntervalStrategy,
     LogRecord, RandomKey, SchedulerType, StepRecord, TrainOutcome, TrainPlan, TrainableModel, Trainer,
-    TrainingArguments, evaluate,
+    TrainerState, TrainingArguments, evaluate,
 };
 
 fn arguments() -> TrainingArguments {
@@ -307,7 +307,8 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
         fn name(&self) -> &str {
             "listener"
         }
-        fn on_train_begin(&mut self, plan: &TrainPlan) -> Result<(), BoxError> {
+        fn on_train_begin(&mut self, plan: &TrainPlan, state: &TrainerState) -> Result<(), BoxError> {
+            assert_eq!(state.global_step, 0);
             self.hear(format!("begin {} {} {}", plan.max_steps, plan.examples, plan.trainable_parameters))
         }
         fn on_step_end(&mut self, record: &StepRecord) -> Result<(), BoxError> {
@@ -316,6 +317,9 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
         }
         fn on_log(&mut self, record: &LogRecord) -> Result<(), BoxError> {
             self.hear(format!("log {}", record.step))
+        }
+        fn on_evaluation_progress(&mut self, done: usize, examples: usize) -> Result<(), BoxError> {
+            self.hear(format!("evaluating {done} of {examples}"))
         }
         fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {
             assert_eq!(record.evaluation.examples, 2);
@@ -346,13 +350,16 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
     let elements = 13 * 6 + 6 + 9 * 6 + 9 + 13 * 9;
     let expected = [
         &format!("begin 3 3 {elements}"),
+        "evaluating 0 of 2",
         "evaluate 0 2",
         "step 1",
         "step 2",
         "log 2",
+        "evaluating 0 of 2",
         "evaluate 2 1",
         "step 3",
         "log 3",
+        "evaluating 0 of 2",
         "evaluate 3 0",
         "end 3",
     ];
@@ -361,6 +368,7 @@ fn callbacks_hear_everything_in_order_and_an_error_carries_the_name() {
         ("begin", "on_train_begin"),
         ("step 2", "on_step_end"),
         ("log", "on_log"),
+        ("evaluating", "on_evaluation_progress"),
         ("evaluate", "on_evaluate"),
         ("end", "on_train_end"),
     ] {

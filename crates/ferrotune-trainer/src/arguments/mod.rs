@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 pub use forward::ForwardArguments;
 pub use plan::TrainPlan;
-pub use reading::{NOT_OFFERED, OLDER_NAMES};
-pub(crate) use validation::REPORTERS;
+pub use reading::{NOT_OFFERED, OLDER_NAMES, chosen_reporters};
+pub use validation::REPORTERS;
 
 use crate::{
     IntervalStrategy, OptimizerName, Result, SaveStrategy, Schedule, SchedulerKwargs, SchedulerType,

@@ -14,7 +14,7 @@ pub const OLDER_NAMES: [(&str, &str); 2] =
     [("evaluation_strategy", "eval_strategy"), ("warmup_ratio", "warmup_steps")];
 
 /// Arguments of transformers that are not offered, and why.
-pub const NOT_OFFERED: [(&str, &str); 27] = [
+pub const NOT_OFFERED: [(&str, &str); 28] = [
     (
         "logging_nan_inf_filter",
         "a loss that is not finite is an error or a watcher's business, and never hidden in the log",
@@ -35,6 +35,10 @@ pub const NOT_OFFERED: [(&str, &str); 27] = [
     ("ignore_data_skip", "a run that goes on always goes on at its place in the data"),
     ("include_num_input_tokens_seen", "the tokens seen are always counted"),
     ("length_column_name", "batches have no padding, so that grouping by length would save nothing"),
+    (
+        "logging_dir",
+        "each log has a folder of its own in `runs` of `output_dir`, as in transformers, which has dropped the argument",
+    ),
     ("log_level", "what is logged is chosen by the subscriber of `tracing`"),
     ("overwrite_output_dir", "it is the program's business which folder it writes to"),
     (
@@ -81,15 +85,26 @@ pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         One(String),
         Many(Vec<String>),
     }
-    let mut names = match OneOrMany::deserialize(deserializer)? {
+    let names = match OneOrMany::deserialize(deserializer)? {
         OneOrMany::One(name) => vec![name],
         OneOrMany::Many(names) => names,
     };
-    names.retain(|name| name != "none");
-    if names.iter().any(|name| name == "all") {
-        names = REPORTERS.map(str::to_owned).to_vec();
+    Ok(chosen_reporters(&names))
+}
+
+/// The reporters that `names` in `report_to` choose: `none` is no name, and `all` is every one.
+///
+/// ```
+/// use ferrotune_trainer::chosen_reporters;
+/// assert_eq!(chosen_reporters(&["all"]), ["tensorboard", "csv", "jsonl"]);
+/// assert_eq!(chosen_reporters(&["none"]), Vec::<String>::new());
+/// ```
+pub fn chosen_reporters(names: &[impl AsRef<str>]) -> Vec<String> {
+    let names = || names.iter().map(AsRef::as_ref);
+    if names().any(|name| name == "all") {
+        return REPORTERS.map(str::to_owned).to_vec();
     }
-    Ok(names)
+    names().filter(|name| *name != "none").map(str::to_owned).collect()
 }
 
 /// The known name of an argument, or why there is none.

@@ -112,6 +112,22 @@ impl TrainingArguments {
                 return refuse(field, value.to_string(), "an optim of adamw_torch: sgd does not read it");
             }
         }
+        if self.loraplus_lr_ratio.is_none() && self.loraplus_lr_embedding != defaults.loraplus_lr_embedding {
+            let found = self.loraplus_lr_embedding.to_string();
+            return refuse(
+                "loraplus_lr_embedding",
+                found,
+                "a loraplus_lr_ratio, without which there is no LoRA+",
+            );
+        }
+        if self.early_stopping_patience.is_none() && self.early_stopping_threshold != 0.0 {
+            let found = self.early_stopping_threshold.to_string();
+            return refuse(
+                "early_stopping_threshold",
+                found,
+                "an early_stopping_patience, without which no run stops early",
+            );
+        }
         if self.eval_strategy == IntervalStrategy::No {
             let expected = "an eval_strategy of steps or epoch, whose evaluations it needs";
             if self.lr_scheduler_type == SchedulerType::ReduceLrOnPlateau {
@@ -151,8 +167,8 @@ impl TrainingArguments {
     }
 }
 
-/// What `report_to` takes.
-pub(crate) const REPORTERS: [&str; 3] = ["tensorboard", "csv", "jsonl"];
+/// What `report_to` takes, beside `none` and `all` where it is read.
+pub const REPORTERS: [&str; 3] = ["tensorboard", "csv", "jsonl"];
 
 /// Whether `steps` is a multiple of `of`, both whole or both shares.
 fn is_multiple(steps: f64, of: f64) -> bool {
@@ -191,7 +207,9 @@ mod tests {
     #[test]
     fn values_that_no_run_can_use_are_refused() {
         type Change = fn(&mut TrainingArguments);
-        let cases: [(&str, Change); 36] = [
+        let cases: [(&str, Change); 38] = [
+            ("loraplus_lr_embedding", |a| a.loraplus_lr_embedding = 1e-4),
+            ("early_stopping_threshold", |a| a.early_stopping_threshold = 0.1),
             ("per_device_eval_batch_size", |a| a.per_device_eval_batch_size = 0),
             ("gradient_accumulation_steps", |a| a.gradient_accumulation_steps = 0),
             ("learning_rate", |a| a.learning_rate = f64::NAN),

@@ -46,6 +46,14 @@ impl Reporter for CsvReporter {
         Ok(())
     }
 
+    fn rewind(&mut self, step: usize) -> io::Result<()> {
+        self.file.keep(|line| {
+            let mut cells = line.split(',');
+            let is_head = cells.next() == Some("wall_time");
+            is_head || cells.next().and_then(|cell| cell.parse().ok()).is_some_and(|of: usize| of <= step)
+        })
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }

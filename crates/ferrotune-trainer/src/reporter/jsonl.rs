@@ -43,6 +43,13 @@ impl Reporter for JsonlReporter {
         self.file.line(json!({"wall_time": wall_time(), "step": step, "tag": tag, "values": values}))
     }
 
+    fn rewind(&mut self, step: usize) -> io::Result<()> {
+        self.file.keep(|line| {
+            let line = serde_json::from_str::<Map<String, Value>>(line);
+            line.is_ok_and(|line| line.get("step").is_none_or(|of| of.as_u64() <= Some(step as u64)))
+        })
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }

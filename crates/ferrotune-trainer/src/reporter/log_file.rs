@@ -33,6 +33,18 @@ impl LogFile {
         writeln!(file, "{line}")
     }
 
+    /// Keeps those lines alone that `is_kept`. The last one of a run that was killed may be cut short.
+    pub fn keep(&mut self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        self.close()?;
+        let text = String::from_utf8_lossy(&fs::read(&self.path)?).into_owned();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let kept: String = whole.filter(|line| is_kept(line.trim_end())).collect();
+        let beside = self.path.with_extension("rewound");
+        fs::write(&beside, kept)?;
+        fs::rename(&beside, &self.path)?;
+        self.open().map(|_| ())
+    }
+
     pub fn flush(&mut self) -> io::Result<()> {
         self.file.as_mut().map_or(Ok(()), Write::flush)
     }

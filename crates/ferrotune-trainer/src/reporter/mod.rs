@@ -48,6 +48,12 @@ pub trait Reporter {
     /// See [`Reporter::start`].
     fn histogram(&mut self, step: usize, tag: &str, values: &[f64]) -> io::Result<()>;
 
+    /// The run goes on after `step`, from where it was left or went back to: later numbers are those of a course that was given up.
+    ///
+    /// # Errors
+    /// See [`Reporter::start`].
+    fn rewind(&mut self, step: usize) -> io::Result<()>;
+
     /// Hands what was written to the operating system.
     ///
     /// # Errors

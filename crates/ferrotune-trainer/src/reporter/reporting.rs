@@ -11,13 +11,16 @@ use crate::error::BoxError;
 use crate::watch::last_name;
 use crate::{
     Callback, Error, EvaluationRecord, Finding, LogRecord, ParameterNorm, Result, TrainOutcome, TrainPlan,
-    TrainingArguments,
+    TrainerState, TrainingArguments,
 };
 
 /// Gives what a [`Trainer`](crate::Trainer) does to reporters, under the tags of transformers' `TensorBoardCallback`: `train/loss`,
 /// `train/grad_norm`, `train/learning_rate`, `train/epoch`; `eval/loss`, `eval/runtime`, `eval/samples_per_second`; at the end
 /// `train/train_runtime` and `train/train_loss`; and the arguments as a text, `args`. Beyond those: `eval/perplexity`, histograms of the
 /// parameters' norms by their last names (`norms/lora_B.weight`), and what a watcher finds as a text, `watch/loss_spike`.
+///
+/// A run that goes on from a checkpoint, or went back to one, has each step once: what was told of later ones does not count. The
+/// reporters are finished when this is dropped, so that more can be told after the last step.
 ///
 /// A reporter that cannot write is left out from then on, and said: training goes on.
 ///
@@ -31,6 +34,10 @@ use crate::{
 pub struct Reporting {
     reporters: Vec<Box<dyn Reporter>>,
     hparams: Map<String, Value>,
+    /// What ended those that are left out.
+    failures: Vec<String>,
+    /// Whether the run has come to its end.
+    is_over: bool,
 }
 
 impl Reporting {
@@ -43,7 +50,7 @@ impl Reporting {
             Ok(Value::Object(hparams)) => hparams,
             _ => Map::new(),
         };
-        let mut reporting = Self { reporters: Vec::new(), hparams };
+        let mut reporting = Self { reporters: Vec::new(), hparams, failures: Vec::new(), is_over: false };
         for name in &arguments.report_to {
             match name.as_str() {
                 "tensorboard" => reporting.add(TensorBoardReporter::new(logging_dir)),
@@ -62,6 +69,13 @@ impl Reporting {
         self
     }
 
+    /// Adds to the arguments that the logs hold, in place of those with the same names.
+    #[must_use]
+    pub fn with_hparams(mut self, hparams: Map<String, Value>) -> Self {
+        self.hparams.extend(hparams);
+        self
+    }
+
     fn add(&mut self, reporter: impl Reporter + 'static) {
         self.reporters.push(Box::new(reporter));
     }
@@ -72,12 +86,27 @@ impl Reporting {
     }
 
     /// Tells every reporter; one that fails is left out.
+    /// A text of one's own, such as an answer of the model, at a step.
+    pub fn text(&mut self, step: usize, tag: &str, text: &str) {
+        self.tell(|reporter| {
+            reporter.text(step, tag, text)?;
+            reporter.flush()
+        });
+    }
+
+    /// Which reporters could not write and get nothing more, and why, since this was last asked.
+    pub fn take_failures(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.failures)
+    }
+
     fn tell(&mut self, tell: impl Fn(&mut dyn Reporter) -> io::Result<()>) {
+        let failures = &mut self.failures;
         self.reporters.retain_mut(|reporter| match tell(reporter.as_mut()) {
             Ok(()) => true,
             Err(error) => {
                 let name = reporter.name();
                 tracing::warn!(reporter = name, %error, "a reporter cannot write, and gets nothing more; training goes on");
+                failures.push(format!("{name} cannot write its log, {error}; it gets nothing more"));
                 false
             }
         });
@@ -96,12 +125,27 @@ impl Callback for Reporting {
         "reporting"
     }
 
-    fn on_train_begin(&mut self, _plan: &TrainPlan) -> std::result::Result<(), BoxError> {
+    fn arguments(&self) -> &[&str] {
+        &["report_to", "run_name"]
+    }
+
+    fn on_train_begin(&mut self, _: &TrainPlan, state: &TrainerState) -> std::result::Result<(), BoxError> {
         let hparams = self.hparams.clone();
         let args = serde_json::to_string_pretty(&hparams).unwrap_or_default();
         self.tell(|reporter| {
             reporter.start(&hparams)?;
-            reporter.text(0, "args", &args)?;
+            match state.global_step {
+                0 => reporter.text(0, "args", &args)?,
+                step => reporter.rewind(step)?,
+            }
+            reporter.flush()
+        });
+        Ok(())
+    }
+
+    fn on_roll_back(&mut self, state: &TrainerState) -> std::result::Result<(), BoxError> {
+        self.tell(|reporter| {
+            reporter.rewind(state.global_step)?;
             reporter.flush()
         });
         Ok(())
@@ -140,22 +184,31 @@ impl Callback for Reporting {
             groups.entry(last_name(&norm.name)).or_default().push(norm.norm);
         }
         self.tell(|reporter| {
-            let mut groups = groups.iter();
-            groups.try_for_each(|(name, values)| reporter.histogram(step, &format!("norms/{name}"), values))
+            for (name, values) in &groups {
+                reporter.histogram(step, &format!("norms/{name}"), values)?;
+            }
+            reporter.flush()
         });
         Ok(())
     }
 
     fn on_finding(&mut self, finding: &Finding) -> std::result::Result<(), BoxError> {
-        let tag = format!("watch/{}", finding.watcher);
-        self.tell(|reporter| reporter.text(finding.step, &tag, &finding.to_string()));
+        self.text(finding.step, &format!("watch/{}", finding.watcher), &finding.to_string());
         Ok(())
     }
 
     fn on_train_end(&mut self, outcome: &TrainOutcome) -> std::result::Result<(), BoxError> {
         let scalars = [("train/train_runtime", outcome.seconds), ("train/train_loss", outcome.train_loss)];
         self.scalars(outcome.global_step, &scalars);
-        self.tell(|reporter| reporter.finish());
+        self.is_over = true;
         Ok(())
+    }
+}
+
+impl Drop for Reporting {
+    fn drop(&mut self) {
+        if self.is_over {
+            self.tell(|reporter| reporter.finish());
+        }
     }
 }

@@ -14,12 +14,16 @@ use super::{Reporter, wall_time};
 const BUCKETS: usize = 30;
 const DT_STRING: u64 = 7;
 const STATUS_SUCCESS: u64 = 1;
+/// `SessionLog.START`.
+const SESSION_START: u64 = 1;
+/// Files of one process in one second.
+const MOST_A_SECOND: u32 = 1000;
 /// The numbers that the table of hyperparameters sets runs side by side with.
 const METRICS: [&str; 2] = ["train/loss", "eval/loss"];
 
 /// Writes an event file that TensorBoard shows: scalars, texts, histograms of 30 equal buckets, and the arguments under HPARAMS.
 ///
-/// Numbers are `f32` there, as TensorBoard wants them. The file is called `events.out.tfevents.SECONDS.HOST.PID.0` and made by
+/// Numbers are `f32` there, as TensorBoard wants them. The file is called `events.out.tfevents.SECONDS.HOST.PID.NUMBER` and made by
 /// [`Reporter::start`].
 ///
 /// # References
@@ -66,13 +70,16 @@ impl Reporter for TensorBoardReporter {
 
     fn start(&mut self, hparams: &Map<String, Value>) -> io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        let name = format!(
-            "events.out.tfevents.{:010}.{}.{}.0",
-            wall_time() as u64,
-            host_name(),
-            std::process::id()
-        );
-        self.file = Some(BufWriter::new(File::create(self.directory.join(name))?));
+        let name =
+            format!("events.out.tfevents.{:010}.{}.{}", wall_time() as u64, host_name(), std::process::id());
+        let create = |number: u32| File::create_new(self.directory.join(format!("{name}.{number}")));
+        let mut file = create(0);
+        for number in 1..=MOST_A_SECOND {
+            if file.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+                file = create(number);
+            }
+        }
+        self.file = Some(BufWriter::new(file?));
         self.event(Message::new().string(3, "brain.Event:2"))?;
         let mut experiment = Message::new();
         let mut session = Message::new();
@@ -134,6 +141,12 @@ impl Reporter for TensorBoardReporter {
             .doubles(6, &limits)
             .doubles(7, &counts);
         self.value(step, Message::new().string(1, tag).message(5, &histogram))
+    }
+
+    /// What was written stays; its readers pass over values of the steps from a session's start on, as with torch's `purge_step`.
+    fn rewind(&mut self, step: usize) -> io::Result<()> {
+        let session = Message::new().varint(1, SESSION_START);
+        self.event(Message::new().varint(2, step as u64 + 1).message(7, &session))
     }
 
     fn flush(&mut self) -> io::Result<()> {

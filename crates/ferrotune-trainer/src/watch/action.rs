@@ -12,10 +12,27 @@ pub enum Action {
     Say,
     /// Leaves this optimizer step out, and the learning-rate schedule where it is.
     Skip,
-    /// Ends the run, so that it is begun again from the last good checkpoint with a lower rate. Whoever called the trainer does that.
+    /// Goes back to the last checkpoint from before the fault and on from there with half the rate; further back if the fault comes
+    /// again, to the start where there is no checkpoint. After three times the next one ends the run with
+    /// [`Error::RollBacksSpent`](crate::Error::RollBacksSpent).
     RollBack,
     /// Ends the run.
     Stop,
+}
+
+impl Action {
+    /// Every action.
+    pub const ALL: [Self; 4] = [Self::Say, Self::Skip, Self::RollBack, Self::Stop];
+
+    /// The name, as it is serialised.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Say => "say",
+            Self::Skip => "skip",
+            Self::RollBack => "roll_back",
+            Self::Stop => "stop",
+        }
+    }
 }
 
 /// The fault that a watcher looks for.
@@ -38,8 +55,18 @@ pub enum WatcherKind {
 }
 
 impl WatcherKind {
+    /// Every watcher.
+    pub const ALL: [Self; 6] = [
+        Self::NonFinite,
+        Self::LossSpike,
+        Self::Plateau,
+        Self::Overfitting,
+        Self::DeadParameter,
+        Self::LearningRate,
+    ];
+
     /// The name, as it is serialised.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::NonFinite => "non_finite",
             Self::LossSpike => "loss_spike",
@@ -65,6 +92,9 @@ pub struct Finding {
     pub watcher: WatcherKind,
     /// The step at which it was found.
     pub step: usize,
+    /// A checkpoint with fewer steps than this is from before the fault, and the next step from there comes before it, too.
+    #[serde(default)]
+    pub since: usize,
     /// What is done about it.
     pub action: Action,
     /// What was seen, with its numbers.

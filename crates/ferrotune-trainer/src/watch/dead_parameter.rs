@@ -77,10 +77,12 @@ impl DeadParameter {
                 advice: "nothing reaches them: check the target modules, that the layers are used in the forward pass, and that the \
                          rate of their group is not 0"
                     .into(),
+                since: None,
             }),
             (true, false) => Some(Alarm {
                 what: format!("the norm of {} of {} trainable parameters explodes: {}", exploding.len(), norms.len(), Listed(&exploding, SHOWN)),
                 advice: "lower the learning rate, or max_grad_norm, or lora_alpha".into(),
+                since: None,
             }),
             (true, true) => None,
         }

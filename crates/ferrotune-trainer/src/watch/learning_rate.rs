@@ -29,6 +29,8 @@ pub struct LearningRate {
     trend: Trend,
     residuals: Residuals,
     lowest: Option<f64>,
+    #[serde(default)]
+    lowest_at: usize,
     high_in_a_row: usize,
     /// The losses since the warm-up, until it is known whether they fall.
     losses: Vec<f64>,
@@ -42,6 +44,7 @@ impl Default for LearningRate {
             trend: Trend::new(DECAY),
             residuals: Residuals::default(),
             lowest: None,
+            lowest_at: 0,
             high_in_a_row: 0,
             losses: Vec::new(),
             last_rate: None,
@@ -55,8 +58,13 @@ impl LearningRate {
         self.residuals.push(self.trend.follow(signals.loss));
         let trend = self.trend.value()?;
         let scale = self.residuals.deviation(FEWEST)?;
-        let lowest = self.lowest.map_or(trend, |lowest| lowest.min(trend));
-        self.lowest = Some(lowest);
+        let lowest = match self.lowest {
+            Some(lowest) if lowest < trend => lowest,
+            _ => {
+                (self.lowest, self.lowest_at) = (Some(trend), signals.step);
+                trend
+            }
+        };
         let of_trend = scale * ((1.0 - DECAY) / (1.0 + DECAY)).sqrt();
         let high = trend - lowest > (RISE * lowest.abs()).max(DEVIATIONS * of_trend);
         self.high_in_a_row = if high { self.high_in_a_row + 1 } else { 0 };
@@ -66,6 +74,7 @@ impl LearningRate {
                 signals.learning_rate
             ),
             advice: "the learning rate is too high: go back to a checkpoint with a third of it, or lengthen the warm-up".into(),
+            since: Some(self.lowest_at),
         })
     }
 
@@ -97,6 +106,7 @@ impl LearningRate {
             advice: "the learning rate may be too low: try three times as much, or find one with the range test; if that changes \
                      nothing, look whether the targets can be learnt from the prompts"
                 .into(),
+            since: None,
         })
     }
 }

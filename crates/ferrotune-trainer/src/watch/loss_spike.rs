@@ -51,6 +51,7 @@ impl Watcher for LossSpike {
                     advice: "one spike may be an odd batch: look at its examples; if it comes again, lower the learning rate or \
                              max_grad_norm, or lengthen the warm-up"
                         .into(),
+                    since: None,
                 });
             }
         }

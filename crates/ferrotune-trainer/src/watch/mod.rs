@@ -93,6 +93,8 @@ pub struct Alarm {
     pub what: String,
     /// What helps, in plain words.
     pub advice: String,
+    /// A checkpoint with fewer steps than this is from before the fault; `None`: it began with the step that was seen.
+    pub since: Option<usize>,
 }
 
 /// Looks for one fault. What it remembers of the run is the value itself, which goes into checkpoints: after the same observations a

@@ -36,7 +36,7 @@ impl Watcher for NonFinite {
                 } else {
                     "look at the examples that are named; if the loss rose before, lower the learning rate or max_grad_norm"
                 };
-                Some(Alarm { what: error.to_string(), advice: advice.into() })
+                Some(Alarm { what: error.to_string(), advice: advice.into(), since: None })
             }
             Observation::Step(_) => {
                 self.in_a_row = 0;

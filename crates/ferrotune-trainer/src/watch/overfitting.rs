@@ -82,6 +82,7 @@ impl Watcher for Overfitting {
                  lower rank or dropout",
                 best.step
             ),
+            since: Some(best.step + 1),
         })
     }
 }

@@ -52,6 +52,7 @@ impl Watcher for Plateau {
             advice:
                 "what this rate can learn is learnt: let the rate fall sooner, stop early, or give more data or a higher rank"
                     .into(),
+            since: None,
         })
     }
 }

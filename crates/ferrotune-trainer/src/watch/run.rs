@@ -2,15 +2,22 @@
 
 use ferrotune_kernels::squared_norms;
 
-use super::{Action, Observation, ParameterNorm};
-use crate::error::Context;
+use super::{Action, Observation, ParameterNorm, WatcherKind};
+use crate::error::{Context, Listed, SHOWN};
 use crate::{Error, LogRecord, Result, StepRecord, TrainableModel, Trainer};
 
 impl<M: TrainableModel> Trainer<'_, M> {
-    /// Shows an observation to the watchers; the gravest of what is to be done about it.
-    pub(crate) fn watch(&mut self, observation: Observation<'_>) -> Result<Option<Action>> {
+    /// Shows an observation to the watchers; the gravest of what is to be done about it. A spike is of the `examples` of its step.
+    pub(crate) fn watch(
+        &mut self,
+        observation: Observation<'_>,
+        examples: &[String],
+    ) -> Result<Option<Action>> {
         let mut gravest = None;
-        for finding in self.state.watchers.observe(observation, &self.watch_actions) {
+        for mut finding in self.state.watchers.observe(observation, &self.watch_actions) {
+            if finding.watcher == WatcherKind::LossSpike && !examples.is_empty() {
+                finding.what.push_str(&format!(", examples: {}", Listed(examples, SHOWN)));
+            }
             tracing::warn!(watcher = %finding.watcher, action = ?finding.action, "{finding}");
             self.notify("on_finding", |callback| callback.on_finding(&finding))?;
             gravest = gravest.max(Some(finding.action));
@@ -34,7 +41,7 @@ impl<M: TrainableModel> Trainer<'_, M> {
             Ok(done) => done,
             Err(error @ (Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. })) => {
                 let step = self.state.global_step + 1;
-                match self.watch(Observation::NonFinite { step, error: &error })? {
+                match self.watch(Observation::NonFinite { step, error: &error }, &[])? {
                     Some(Action::Skip | Action::RollBack) => None,
                     _ => return Err(error),
                 }
@@ -55,7 +62,7 @@ impl<M: TrainableModel> Trainer<'_, M> {
     pub(crate) fn watch_norms(&mut self, record: &LogRecord) -> Result<()> {
         let norms = self.parameter_norms()?;
         self.notify("on_norms", |callback| callback.on_norms(record.step, &norms))?;
-        self.watch(Observation::Norms { step: record.step, norms: &norms })?;
+        self.watch(Observation::Norms { step: record.step, norms: &norms }, &[])?;
         Ok(())
     }
 

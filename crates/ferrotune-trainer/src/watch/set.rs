@@ -12,21 +12,35 @@ use crate::{Error, Result};
 
 const QUIET_STEPS: usize = 50;
 
-/// What is done about each fault; `None`: nobody looks for it.
+/// What is done about each fault; `None`, read and written as `"off"`: nobody looks for it.
+///
+/// ```
+/// use ferrotune_trainer::{Action, WatchActions};
+/// let actions: WatchActions = serde_json::from_str(r#"{"loss_spike": "skip", "plateau": "off"}"#)?;
+/// assert_eq!((actions.loss_spike, actions.plateau), (Some(Action::Skip), None));
+/// assert_eq!(actions.overfitting, Some(Action::Say)); // the default
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WatchActions {
     /// See [`NonFinite`]; it can only skip, roll back or stop, and `None` stops with the error.
+    #[serde(with = "or_off")]
     pub non_finite: Option<Action>,
     /// See [`LossSpike`].
+    #[serde(with = "or_off")]
     pub loss_spike: Option<Action>,
     /// See [`Plateau`].
+    #[serde(with = "or_off")]
     pub plateau: Option<Action>,
     /// See [`Overfitting`].
+    #[serde(with = "or_off")]
     pub overfitting: Option<Action>,
     /// See [`DeadParameter`].
+    #[serde(with = "or_off")]
     pub dead_parameter: Option<Action>,
     /// See [`LearningRate`].
+    #[serde(with = "or_off")]
     pub learning_rate: Option<Action>,
 }
 
@@ -45,6 +59,9 @@ impl Default for WatchActions {
 }
 
 impl WatchActions {
+    /// What stands in place of an action where nobody looks.
+    pub const OFF: &'static str = "off";
+
     /// Nobody looks for anything.
     pub fn none() -> Self {
         Self {
@@ -57,31 +74,88 @@ impl WatchActions {
         }
     }
 
-    /// Refuses an action that a watcher cannot take: a step can be left out for its own loss or gradients alone, and a number that is
-    /// not finite cannot be gone on with.
+    /// What is done about the fault that a watcher looks for.
+    pub const fn of(&self, watcher: WatcherKind) -> Option<Action> {
+        match watcher {
+            WatcherKind::NonFinite => self.non_finite,
+            WatcherKind::LossSpike => self.loss_spike,
+            WatcherKind::Plateau => self.plateau,
+            WatcherKind::Overfitting => self.overfitting,
+            WatcherKind::DeadParameter => self.dead_parameter,
+            WatcherKind::LearningRate => self.learning_rate,
+        }
+    }
+
+    /// Says what is done about the fault that a watcher looks for.
+    pub const fn set(&mut self, watcher: WatcherKind, action: Option<Action>) {
+        *match watcher {
+            WatcherKind::NonFinite => &mut self.non_finite,
+            WatcherKind::LossSpike => &mut self.loss_spike,
+            WatcherKind::Plateau => &mut self.plateau,
+            WatcherKind::Overfitting => &mut self.overfitting,
+            WatcherKind::DeadParameter => &mut self.dead_parameter,
+            WatcherKind::LearningRate => &mut self.learning_rate,
+        } = action;
+    }
+
+    /// What can be done about a fault: a step can be left out for its own loss or gradients alone, and a number that is not finite
+    /// cannot be gone on with.
+    pub const fn choices(watcher: WatcherKind) -> &'static [Action] {
+        match watcher {
+            WatcherKind::NonFinite => &[Action::Skip, Action::RollBack, Action::Stop],
+            WatcherKind::LossSpike => &Action::ALL,
+            _ => &[Action::Say, Action::RollBack, Action::Stop],
+        }
+    }
+
+    /// Refuses an action that is not among the [`choices`](Self::choices).
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the first such field.
     pub fn validate(&self) -> Result<()> {
-        let refuse = |field, action: &str, expected| {
-            Err(Error::InvalidArgument { field, found: format!("{action:?}"), expected })
+        let chosen = |watcher: WatcherKind| self.of(watcher).map(|action| (watcher, action));
+        let unfit = WatcherKind::ALL
+            .into_iter()
+            .filter_map(chosen)
+            .find(|(watcher, action)| !Self::choices(*watcher).contains(action));
+        let Some((watcher, action)) = unfit else { return Ok(()) };
+        let (field, expected) = match watcher {
+            WatcherKind::NonFinite => ("watch.non_finite", "\"skip\", \"roll_back\" or \"stop\""),
+            WatcherKind::Plateau => ("watch.plateau", NOT_OF_ONE_STEP),
+            WatcherKind::Overfitting => ("watch.overfitting", NOT_OF_ONE_STEP),
+            WatcherKind::DeadParameter => ("watch.dead_parameter", NOT_OF_ONE_STEP),
+            WatcherKind::LearningRate | WatcherKind::LossSpike => ("watch.learning_rate", NOT_OF_ONE_STEP),
         };
-        if self.non_finite == Some(Action::Say) {
-            return refuse("watch.non_finite", "say", "\"skip\", \"roll_back\" or \"stop\"");
+        Err(Error::InvalidArgument { field, found: format!("{:?}", action.name()), expected })
+    }
+
+    /// Whether a fault makes the run go back.
+    pub(crate) fn roll_back(&self) -> bool {
+        WatcherKind::ALL.into_iter().any(|watcher| self.of(watcher) == Some(Action::RollBack))
+    }
+}
+
+const NOT_OF_ONE_STEP: &str = "\"say\", \"roll_back\" or \"stop\": it is not the fault of one step";
+
+/// An action by its name, or `off`.
+mod or_off {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+    use crate::{Action, Error, WatchActions};
+
+    pub fn serialize<S: Serializer>(action: &Option<Action>, serializer: S) -> Result<S::Ok, S::Error> {
+        action.map_or(WatchActions::OFF, Action::name).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Action>, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let action = Action::ALL.into_iter().find(|action| action.name() == name);
+        if action.is_none() && name != WatchActions::OFF {
+            let [say, skip, roll_back, stop] = Action::ALL.map(Action::name);
+            let known = [say, skip, roll_back, stop, WatchActions::OFF];
+            return Err(D::Error::custom(Error::unknown_name("action of a watcher", &name, &known)));
         }
-        let not_of_one_step = [
-            ("watch.plateau", self.plateau),
-            ("watch.overfitting", self.overfitting),
-            ("watch.dead_parameter", self.dead_parameter),
-            ("watch.learning_rate", self.learning_rate),
-        ];
-        for (field, action) in not_of_one_step {
-            if action == Some(Action::Skip) {
-                let expected = "\"say\", \"roll_back\" or \"stop\": it is not the fault of one step";
-                return refuse(field, "skip", expected);
-            }
-        }
-        Ok(())
+        Ok(action)
     }
 }
 
@@ -126,8 +200,12 @@ impl Watchers {
     pub fn observe(&mut self, observation: Observation<'_>, actions: &WatchActions) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut ask = |kind, action: Option<Action>, alarm: Option<Alarm>| {
-            if let (Some(action), Some(Alarm { what, advice })) = (action, alarm) {
-                found.push(Finding { watcher: kind, step: observation.step(), action, what, advice });
+            if let (Some(action), Some(Alarm { what, advice, since })) = (action, alarm) {
+                let step = observation.step();
+                // The loss of a step is of the parameters before it: another rate changes nothing if it is the next one.
+                let is_of_step = matches!(observation, Observation::Step(_) | Observation::NonFinite { .. });
+                let since = since.unwrap_or(step.saturating_sub(usize::from(is_of_step)));
+                found.push(Finding { watcher: kind, step, since, action, what, advice });
             }
         };
         ask(NonFinite::KIND, actions.non_finite, self.non_finite.observe(observation));

@@ -5,7 +5,7 @@ use crate::{Result, recipe::Recipe};
 use toml::{Table, Value};
 
 /// Keys that say how far a run goes, where it writes and what it says: they change no step. Any other key does, unless it is said here.
-const FREE: [&str; 22] = [
+const FREE: [&str; 24] = [
     "output_dir",
     "overwrite_output_dir",
     "data.test",
@@ -22,6 +22,8 @@ const FREE: [&str; 22] = [
     "training.early_stopping_patience",
     "training.early_stopping_threshold",
     "training.resume_from_checkpoint",
+    "training.report_to",
+    "training.run_name",
     "generation.max_new_tokens",
     "generation.batch_size",
     "evaluation.metrics",
@@ -117,7 +119,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// Keys that change the steps, or what a run takes for its best.
-    const FIXED: [&str; 38] = [
+    const FIXED: [&str; 44] = [
         "seed",
         "data_seed",
         "data.max_train",
@@ -154,6 +156,12 @@ mod tests {
         "training.loraplus_lr_ratio",
         "training.metric_for_best_model",
         "training.greater_is_better",
+        "watch.non_finite",
+        "watch.loss_spike",
+        "watch.plateau",
+        "watch.overfitting",
+        "watch.dead_parameter",
+        "watch.learning_rate",
         "runtime.device",
         "runtime.compute_dtype",
     ];

@@ -1,9 +1,9 @@
 //! The trainer's checkpointer: copies in the step, writes in a thread of its own.
 
-use super::{Writer, directory_name, read, write::Snapshot, written::Written};
+use super::{Writer, directory_name, list, read, write::Snapshot, written::Written};
 use crate::{Error, Result};
 use ferrotune_lora::Adapter;
-use ferrotune_trainer::{BoxError, Checkpoint, Checkpointer};
+use ferrotune_trainer::{BoxError, Checkpoint, Checkpointer, SavedRun};
 use std::{
     io,
     path::PathBuf,
@@ -116,7 +116,39 @@ impl Saver {
         std::mem::take(&mut lock(&self.written).unsaid)
     }
 
-    /// Waits until everything is written.
+    /// Waits until what was ordered is written.
+    fn flush(&self) {
+        let (done, is_done) = mpsc::channel();
+        let _ = self.orders.send(Order::Flush(done));
+        let _ = is_done.recv();
+    }
+
+    /// The newest whole checkpoint of the run with fewer steps than `step`.
+    fn load_before(&self, step: usize) -> Option<SavedRun> {
+        self.flush();
+        // Until one of its own is written, those that lie there are of the run that is replaced.
+        let last = lock(&self.written).last.clone()?;
+        let is_earlier = |(of, path): (usize, PathBuf)| (of < step).then_some(path);
+        let mut places: Vec<PathBuf> =
+            list(&self.output_dir).into_iter().rev().filter_map(is_earlier).collect();
+        if !places.contains(&last) {
+            // The one that the run went on from may lie elsewhere.
+            places.push(last);
+        }
+        for path in places {
+            match read(&path) {
+                Ok(saved) if saved.state.global_step < step => {
+                    let parameters = saved.adapter.named_parameters();
+                    return Some(SavedRun { state: saved.state, parameters, optimizer: saved.optimizer });
+                }
+                Ok(_) => {}
+                Err(error) => lock(&self.written).unsaid.push(format!("warning: {error}")),
+            }
+        }
+        None
+    }
+
+    /// Waits until everything is written, and ends.
     pub fn finish(self) -> Written {
         let gone = self.writer_is_gone();
         drop(self.orders);
@@ -155,9 +187,7 @@ impl Checkpointer for Copies<'_> {
     }
 
     fn load_best(&mut self, step: usize) -> std::result::Result<Option<Vec<(String, Tensor)>>, BoxError> {
-        let (done, is_done) = mpsc::channel();
-        let _ = self.saver.orders.send(Order::Flush(done));
-        let _ = is_done.recv();
+        self.saver.flush();
         let path = self.saver.output_dir.join(directory_name(step));
         if !path.is_dir() {
             lock(&self.saver.written).miss_best(step);
@@ -165,12 +195,16 @@ impl Checkpointer for Copies<'_> {
         }
         Ok(Some(read(&path)?.adapter.named_parameters()))
     }
+
+    fn load_before(&mut self, step: usize) -> std::result::Result<Option<SavedRun>, BoxError> {
+        Ok(self.saver.load_before(step))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{checkpoint::list, recipe::Recipe};
+    use crate::recipe::Recipe;
     use ferrotune_lora::LoraConfig;
     use ferrotune_trainer::{OptimizerState, TrainerState};
     use std::{fs, path::Path};
@@ -227,6 +261,30 @@ mod tests {
             fs::write(path.join(name), bytes).unwrap();
         }
         read(&path).unwrap();
+    }
+
+    #[test]
+    fn a_run_goes_back_to_its_own_checkpoints_and_the_later_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let saver = saver(folder.path());
+        let found = |saver: &Saver, step| {
+            saver.load_before(step).map(|saved| (saved.state.global_step, saved.parameters.len()))
+        };
+        fs::create_dir_all(out.join("checkpoint-1")).unwrap();
+        assert_eq!(found(&saver, 9), None, "that of another run");
+        [2, 4, 6].into_iter().for_each(|step| save(&saver, step));
+        assert_eq!(
+            (found(&saver, 7), found(&saver, 6), found(&saver, 2)),
+            (Some((6, 2)), Some((4, 2)), None)
+        );
+        fs::write(out.join("checkpoint-4/trainer_state.json"), "{}").unwrap();
+        assert_eq!(found(&saver, 6), Some((2, 2)), "the one before a damaged one");
+        assert!(saver.take_warnings().iter().any(|warning| warning.contains("checkpoint-4")));
+        // The course on which the later ones were taken was given up.
+        save(&saver, 3);
+        saver.finish().left().unwrap();
+        assert_eq!(list(&out).into_iter().map(|(step, _)| step).collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Writer {
         let best = best.filter(|(best, path)| *best == step || path.is_dir());
         state.best_model_checkpoint = best.map(|(_, path)| path);
         let written = self.write_into(&work.join(directory_name(step)), snapshot).and_then(|()| {
-            self.put(&work, &place)?;
+            self.put(&work, &place, step)?;
             self.rotate(&work, snapshot.state.best_model_checkpoint.as_deref())
         });
         let _ = fs::remove_dir_all(&work);
@@ -107,8 +107,16 @@ impl Writer {
     }
 
     /// Gives a written checkpoint its name.
-    fn put(&mut self, work: &Path, place: &Path) -> Result<()> {
-        for old in std::mem::take(&mut self.replaced) {
+    fn put(&mut self, work: &Path, place: &Path, step: usize) -> Result<()> {
+        // The run went back, or on from an earlier one: those of later steps are of a course that was given up.
+        let later = list(&self.output_dir).into_iter().filter(|(of, _)| *of > step).map(|(_, path)| path);
+        let mut old = std::mem::take(&mut self.replaced);
+        for path in later {
+            if !old.contains(&path) {
+                old.push(path);
+            }
+        }
+        for old in old {
             discard(work, &old)?;
         }
         if place.exists() {

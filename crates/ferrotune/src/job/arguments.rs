@@ -48,6 +48,8 @@ pub(crate) fn training_arguments(recipe: &Recipe) -> Result<TrainingArguments> {
         greater_is_better: training.greater_is_better,
         early_stopping_patience: training.early_stopping_patience,
         early_stopping_threshold: training.early_stopping_threshold,
+        report_to: training.report_to.clone(),
+        run_name: training.run_name.clone(),
         eval_on_start: recipe.data.validation.is_some(),
         seed: recipe.seed,
         data_seed: recipe.data_seed,
@@ -117,6 +119,8 @@ mod tests {
             early_stopping_threshold: 0.1,
             resume_from_checkpoint: ResumeFromCheckpoint::Newest(false),
             lr_scheduler_kwargs: [("num_cycles", 2.0)].into(),
+            report_to: vec!["csv".to_owned()],
+            run_name: Some("first".to_owned()),
         };
         let arguments = training_arguments(&recipe).unwrap();
         assert_eq!(arguments.data_seed, Some(8));

@@ -2,9 +2,12 @@
 
 use super::Observer;
 use crate::{
-    progress::{Event, EventWriter, Generating, Progress, Step, Validated},
+    progress::{
+        Evaluating, Event, EventWriter, Generating, Progress, RangeStep, RolledBack, Step, Validated,
+    },
     report::{LoggedStep, StageTime},
 };
+use ferrotune_trainer::Finding;
 use std::{
     io::Write,
     sync::{
@@ -43,6 +46,22 @@ impl Observer for ForPeople {
 
     fn validated(&mut self, validated: &Validated) {
         self.progress.validated(validated);
+    }
+
+    fn evaluating(&mut self, evaluating: &Evaluating) {
+        self.progress.evaluating(evaluating);
+    }
+
+    fn finding(&mut self, finding: &Finding) {
+        self.progress.finding(finding);
+    }
+
+    fn rolled_back(&mut self, rolled_back: &RolledBack) {
+        self.progress.rolled_back(rolled_back);
+    }
+
+    fn range_step(&mut self, step: &RangeStep) {
+        self.progress.range_step(step);
     }
 
     fn generating(&mut self, generating: &Generating) {
@@ -92,6 +111,18 @@ impl<W: Write> Observer for ForPrograms<W> {
         self.tell(&Event::from(validated));
     }
 
+    fn finding(&mut self, finding: &Finding) {
+        self.tell(&Event::from(finding));
+    }
+
+    fn rolled_back(&mut self, rolled_back: &RolledBack) {
+        self.tell(&Event::from(rolled_back));
+    }
+
+    fn range_step(&mut self, step: &RangeStep) {
+        self.tell(&Event::from(step));
+    }
+
     fn generating(&mut self, generating: &Generating) {
         self.tell(&Event::from(generating));
     }
@@ -114,6 +145,11 @@ pub(super) struct Recorder<'a> {
 impl<'a> Recorder<'a> {
     pub fn new(observer: &'a mut dyn Observer) -> Self {
         Self { observer, ended: vec![], present: None, steps: vec![] }
+    }
+
+    /// The steps that were made before the run went on from a checkpoint, as far as it knows of them.
+    pub fn begin_with(&mut self, steps: Vec<LoggedStep>) {
+        self.steps = steps;
     }
 
     /// The stages that have ended, in order.
@@ -149,11 +185,55 @@ impl Observer for Recorder<'_> {
         self.observer.validated(validated);
     }
 
+    fn evaluating(&mut self, evaluating: &Evaluating) {
+        self.observer.evaluating(evaluating);
+    }
+
+    fn finding(&mut self, finding: &Finding) {
+        self.observer.finding(finding);
+    }
+
+    fn rolled_back(&mut self, rolled_back: &RolledBack) {
+        self.steps.retain(|step| step.step <= rolled_back.step as u64);
+        self.observer.rolled_back(rolled_back);
+    }
+
     fn generating(&mut self, generating: &Generating) {
         self.observer.generating(generating);
     }
 
     fn cancelled(&self) -> bool {
         self.observer.cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_curve_begins_where_the_run_began_and_has_no_step_that_was_given_up() {
+        struct Deaf;
+        impl Observer for Deaf {}
+        let mut deaf = Deaf;
+        let mut recorder = Recorder::new(&mut deaf);
+        recorder.begin_with((1..=4).map(|step| LoggedStep { step, ..LoggedStep::default() }).collect());
+        let step = |step| Step {
+            step,
+            total_steps: 9,
+            loss: 1.0,
+            learning_rate: 1.0,
+            grad_norm: 1.0,
+            tokens_per_s: 1.0,
+            gemm_share: None,
+            epoch: 0.0,
+            total_epochs: 1,
+            is_logged: false,
+            memory_mib: None,
+        };
+        (5..=8).for_each(|index| recorder.step(&step(index)));
+        recorder.rolled_back(&RolledBack { step: 6, total_steps: 9, learning_rate_factor: 0.5 });
+        (7..=9).for_each(|index| recorder.step(&step(index)));
+        assert!(recorder.steps().iter().map(|step| step.step).eq(1..=9));
     }
 }

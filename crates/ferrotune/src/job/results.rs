@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use ferrotune_data::{Preflight, Tokenized};
-use ferrotune_trainer::{TrainOutcome, TrainPlan};
+use ferrotune_trainer::{LogRecord, TrainOutcome, TrainPlan};
 use std::path::Path;
 
 /// `validation` of `metrics.json`.
@@ -59,22 +59,14 @@ pub(super) fn train_metrics(
         target_tokens: (mean_targets * examples as f64).round() as u64,
         real_tokens_per_s: outcome.tokens_per_s(),
         gemm_share,
-        loss: outcome
-            .history
-            .iter()
-            .map(|record| LoggedStep {
-                step: record.step as u64,
-                loss: record.loss,
-                learning_rate: record.learning_rate,
-                grad_norm: record.grad_norm,
-            })
-            .collect(),
+        loss: logged_steps(&outcome.history),
         findings: outcome
             .findings
             .iter()
             .map(|finding| WatcherMark {
                 step: finding.step as u64,
                 watcher: finding.watcher.to_string(),
+                action: finding.action.name().to_owned(),
                 what: format!("{}; {}", finding.what, finding.advice),
             })
             .collect(),
@@ -91,6 +83,17 @@ pub(super) fn model_name(path: &Path) -> String {
         generic if generic == "hf" => path.parent().map_or(generic, file_name),
         own => own,
     }
+}
+
+/// The log of the trainer as the report has it.
+pub(super) fn logged_steps<'a>(history: impl IntoIterator<Item = &'a LogRecord>) -> Vec<LoggedStep> {
+    let logged = |record: &LogRecord| LoggedStep {
+        step: record.step as u64,
+        loss: record.loss,
+        learning_rate: record.learning_rate,
+        grad_norm: record.grad_norm,
+    };
+    history.into_iter().map(logged).collect()
 }
 
 /// The page, before it is drawn, without what the run itself knows: its steps and where it was made.

@@ -11,20 +11,22 @@ use super::{
     observers::Recorder,
     output::OutputDirectory,
     product_limit::{self, ProductLimit},
-    results::{report, train_metrics, validation_metrics},
-    resume,
+    results::{logged_steps, report, train_metrics, validation_metrics},
+    resume, run_log,
     telling::{Tell, Training},
 };
 use crate::{
     Error, Result,
     checkpoint::{self, InputFile, Saved, Saver, Writer, Written},
-    progress::{Generating, Step, Validated},
+    progress::{Evaluating, Generating, RangeStep, RolledBack, Step, Validated},
     recipe::{Recipe, ResumeFromCheckpoint},
     report::Metrics,
 };
 use ferrotune_lora::Adapter;
 use ferrotune_precision::{CpuFeatures, peak_rss_mib, resident_bytes};
-use ferrotune_trainer::{OptimizerName, TrainOutcome, TrainPlan, Trainer, TrainingArguments};
+use ferrotune_trainer::{
+    Finding, OptimizerName, Reporting, TrainOutcome, TrainPlan, Trainer, TrainingArguments,
+};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
@@ -47,8 +49,20 @@ pub trait Observer {
     /// An optimizer step is done.
     fn step(&mut self, step: &Step) {}
 
+    /// The validation loss is being measured.
+    fn evaluating(&mut self, evaluating: &Evaluating) {}
+
     /// The validation loss was measured.
     fn validated(&mut self, validated: &Validated) {}
+
+    /// A watcher found a fault of the training.
+    fn finding(&mut self, finding: &Finding) {}
+
+    /// The training went back to an earlier step: what was told of later ones does not hold any more.
+    fn rolled_back(&mut self, rolled_back: &RolledBack) {}
+
+    /// A step of a range test is done.
+    fn range_step(&mut self, step: &RangeStep) {}
 
     /// A token was generated.
     fn generating(&mut self, generating: &Generating) {}
@@ -116,14 +130,14 @@ pub(crate) fn run_on(
         *base = Base::load(recipe, &mut observer)?;
     }
     let Some(base) = base else { return Ok(RunOutcome::cancelled()) };
-    let Some(trained) = opened.train(base, &began, &mut observer, cancellation)? else {
+    let Some(mut trained) = opened.train(base, &began, &mut observer, cancellation)? else {
         return Ok(RunOutcome::cancelled());
     };
     if trained.outcome.cancelled {
         return Ok(RunOutcome { checkpoint: trained.written.left()?, ..RunOutcome::cancelled() });
     }
     let directory = &opened.directory;
-    match opened.evaluate(base, &trained, &began, &mut observer) {
+    match opened.evaluate(base, &mut trained, &began, &mut observer) {
         Ok(Some(metrics)) => Ok(RunOutcome { metrics, ..RunOutcome::default() }),
         Ok(None) => {
             observer.note(&format!("the trained adapter is in {}", directory.keep().display()));
@@ -157,6 +171,7 @@ struct Trained {
     train_set: PackedDataset,
     gemm_share: Option<f64>,
     written: Written,
+    reporting: Option<Reporting>,
     /// Seconds before the loop, without the evaluation before it.
     begun: f64,
 }
@@ -195,7 +210,7 @@ impl<'a> Opened<'a> {
         &self,
         base: &mut Base,
         began: &Began,
-        observer: &mut dyn Observer,
+        observer: &mut Recorder,
         cancellation: Arc<AtomicBool>,
     ) -> Result<Option<Trained>> {
         let Self { recipe, arguments, directory, saved, inputs } = self;
@@ -207,7 +222,7 @@ impl<'a> Opened<'a> {
         let data_seed = recipe.data_seed.unwrap_or(recipe.seed);
         let train_set = PackedDataset::new(base.train.clone(), data_seed);
         let validation_set = base.validation.clone().map(|rows| PackedDataset::new(rows, data_seed));
-        self.check_memory(&base.assistant, &adapter, &train_set, &plan, observer)?;
+        check_memory(&base.assistant, &adapter, &train_set, (arguments, &plan), observer)?;
 
         let evaluation_start = Instant::now();
         // A fresh adapter changes no answer; a given one is what this run begins with.
@@ -222,6 +237,9 @@ impl<'a> Opened<'a> {
         }
 
         observer.stage("training");
+        if let Some(saved) = saved {
+            observer.begin_with(logged_steps(saved.state.history()));
+        }
         let model = &base.assistant.model;
         let saver = Saver::start(
             Writer {
@@ -237,11 +255,9 @@ impl<'a> Opened<'a> {
             },
             saved.as_ref().map(|saved| saved.path.clone()),
         )?;
+        let mut reporting = run_log::open(recipe, arguments, saved.is_some())?;
         let begun = began.instant.elapsed().as_secs_f64() - evaluation_seconds;
         let (outcome, gemm_share) = {
-            if let Some(saved) = saved {
-                resume::restore(saved, &adapter)?;
-            }
             let task =
                 CausalLmTask::new(model, &adapter).with_forward_arguments(arguments.forward_arguments())?;
             // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
@@ -253,10 +269,12 @@ impl<'a> Opened<'a> {
                 observer: &mut *observer,
                 task: &task,
                 limit: ProductLimit::new(model, task.compute(), tokens),
-                total_steps: plan.max_steps,
+                plan,
                 saver: &saver,
+                told_memory: false,
             });
             let mut trainer = Trainer::new(&task, arguments.clone(), &train_set)?
+                .with_watch_actions(recipe.watch)?
                 .with_cancellation(cancellation)
                 .with_callback(Tell(&shared));
             if let Some(validation_set) = &validation_set {
@@ -265,7 +283,11 @@ impl<'a> Opened<'a> {
             if recipe.training.save_strategy != "no" {
                 trainer = trainer.with_checkpointer(saver.checkpointer(&adapter));
             }
-            if let Some(Saved { state, optimizer, .. }) = saved {
+            if let Some(reporting) = &mut reporting {
+                trainer = trainer.with_callback(reporting);
+            }
+            if let Some(saved @ Saved { state, optimizer, .. }) = saved {
+                resume::restore(saved, &adapter)?;
                 trainer.resume(state.clone(), optimizer)?;
             }
             let outcome = trainer.train();
@@ -275,6 +297,9 @@ impl<'a> Opened<'a> {
         };
         let written = saver.finish();
         written.unsaid.iter().for_each(|warning| observer.note(warning));
+        for failure in reporting.iter_mut().flat_map(Reporting::take_failures) {
+            observer.note(&format!("warning: {failure}"));
+        }
         let outcome = outcome.map_err(|error| written.last_words(error.into()))?;
         if !outcome.cancelled {
             // The training is not lost whatever happens from here on.
@@ -283,7 +308,7 @@ impl<'a> Opened<'a> {
                 .map_err(|error| written.last_words(error))?;
         }
         base.assistant.adapter = Some(adapter);
-        Ok(Some(Trained { outcome, plan, train_set, gemm_share, written, begun }))
+        Ok(Some(Trained { outcome, plan, train_set, gemm_share, written, reporting, begun }))
     }
 
     /// Refuses a run whose results and checkpoints the disk has no room for.
@@ -303,39 +328,11 @@ impl<'a> Opened<'a> {
         self.directory.check_room(adapter_bytes + text_bytes, checkpoints, largest)
     }
 
-    /// Refuses a training that does not fit into the memory, and says what it will take.
-    fn check_memory(
-        &self,
-        assistant: &Assistant,
-        adapter: &Adapter,
-        train_set: &PackedDataset,
-        plan: &TrainPlan,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        if assistant.model.device() != Device::Cpu {
-            return Ok(());
-        }
-        let need = MemoryNeed::of_training(
-            assistant.model.config(),
-            adapter.parameter_count() as u64,
-            train_set,
-            &self.arguments,
-            plan.max_steps.div_ceil(plan.steps_per_epoch.max(1)),
-        );
-        let remedy =
-            "lower `per_device_train_batch_size` or `max_length`, choose a smaller model, or free memory";
-        match need.check("training", remedy)? {
-            Some(warning) => observer.note(&format!("warning: {warning}")),
-            None => observer.note(&need.peak(resident_bytes().unwrap_or(0))),
-        }
-        Ok(())
-    }
-
     /// Asks the trained model, and writes all results; `None` if the observer cancels.
     fn evaluate(
         &self,
         base: &Base,
-        trained: &Trained,
+        trained: &mut Trained,
         began: &Began,
         observer: &mut Recorder,
     ) -> Result<Option<Metrics>> {
@@ -355,7 +352,7 @@ impl<'a> Opened<'a> {
             (Some(test), Some(before), Some(after)) => Some(test.change(before, after)?),
             _ => None,
         };
-        let Trained { outcome, plan, train_set, gemm_share, begun, .. } = trained;
+        let Trained { outcome, plan, train_set, gemm_share, reporting, begun, .. } = trained;
         let model = &base.assistant.model;
         let metrics = Metrics {
             before: before.map(|pass| pass.scores.clone()),
@@ -367,20 +364,50 @@ impl<'a> Opened<'a> {
             peak_rss_mib: peak_rss_mib(),
             trainable_parameters: base.assistant.adapter.as_ref().map(|own| own.parameter_count() as u64),
             total_parameters: Some(model.parameter_count() as u64),
-            time_to_first_step_s: outcome.time_to_first_step.map(|seconds| begun + seconds),
+            time_to_first_step_s: outcome.time_to_first_step.map(|seconds| *begun + seconds),
             data: Some(base.data.clone()),
             stages: observer.times(),
             cpu_features: Some(CpuFeatures::detect().names().into_iter().map(str::to_owned).collect()),
         };
-        let data = (base.splits.clone(), train_set);
+        let data = (base.splits.clone(), &*train_set);
         let mut report = report(recipe, metrics, &base.preflight, data, base.test.as_ref(), [before, after])?;
         report.environment = environment(recipe, began.time);
         report.steps = observer.steps();
         if base.test.is_some() {
             self.directory.write_predictions(&report.outputs)?;
         }
+        if let Some(reporting) = reporting {
+            run_log::show_answers(reporting, outcome.global_step, &report.outputs);
+        }
         self.directory.write_report(&report)?;
         self.directory.finish()?;
         Ok(Some(report.metrics))
     }
+}
+
+/// Refuses a training that does not fit into the memory, and says what it will take.
+pub(super) fn check_memory(
+    assistant: &Assistant,
+    adapter: &Adapter,
+    train_set: &PackedDataset,
+    (arguments, plan): (&TrainingArguments, &TrainPlan),
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    if assistant.model.device() != Device::Cpu {
+        return Ok(());
+    }
+    let need = MemoryNeed::of_training(
+        assistant.model.config(),
+        adapter.parameter_count() as u64,
+        train_set,
+        arguments,
+        plan.max_steps.div_ceil(plan.steps_per_epoch.max(1)),
+    );
+    let remedy =
+        "lower `per_device_train_batch_size` or `max_length`, choose a smaller model, or free memory";
+    match need.check("training", remedy)? {
+        Some(warning) => observer.note(&format!("warning: {warning}")),
+        None => observer.note(&need.peak(resident_bytes().unwrap_or(0))),
+    }
+    Ok(())
 }

@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 
+use ferrotune_trainer::Finding;
 use serde::Serialize;
 
-use super::{Generating, Step, Validated};
+use super::{Generating, RangeStep, RolledBack, Step, Validated};
 
 /// What happens in a run, for other programs: `{"event": "step", "step": 1, ...}`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -38,6 +39,10 @@ pub enum Event<'a> {
         /// Share of the step's time that its matrix products take where nothing comes between them; null where it was not measured,
         /// and for the first step, after which the machine's rate is measured.
         gemm_share: Option<f64>,
+        /// Passes over the training data that are done, as a fraction.
+        epoch: f64,
+        /// The memory that the process holds, in MiB; null where the system does not tell.
+        memory_mib: Option<f64>,
     },
     /// The validation loss was measured.
     Validation {
@@ -49,6 +54,52 @@ pub enum Event<'a> {
         loss: f64,
         /// Seconds that it took.
         seconds: f64,
+    },
+    /// A watcher found a fault of the training.
+    Finding {
+        /// The watcher.
+        watcher: &'a str,
+        /// The step at which it was found.
+        step: usize,
+        /// What is done about it: `say`, `skip`, `roll_back` or `stop`.
+        action: &'a str,
+        /// What was seen, with its numbers.
+        what: &'a str,
+        /// What helps.
+        advice: &'a str,
+    },
+    /// The training went back to a checkpoint.
+    RollBack {
+        /// The steps that are done now.
+        step: usize,
+        /// Steps of the whole run.
+        total_steps: usize,
+        /// What the schedule's learning rate is multiplied by from here on.
+        learning_rate_factor: f64,
+    },
+    /// A step of a learning-rate range test is done.
+    RangeStep {
+        /// The step, from 1.
+        step: usize,
+        /// Steps of the whole test, which may end before.
+        total_steps: usize,
+        /// The rate that the step was done with.
+        learning_rate: f64,
+        /// The loss before it.
+        loss: f64,
+        /// The exponential mean of the losses so far.
+        smoothed_loss: f64,
+    },
+    /// A range test is done, and its files are written.
+    FindLr {
+        /// Where they are.
+        output_dir: &'a str,
+        /// The rate at which the loss falls most steeply; null if it never falls.
+        steepest: Option<f64>,
+        /// A tenth of the rate at which the loss is lowest.
+        minimum_tenth: Option<f64>,
+        /// Whether the loss ran away before the last rate.
+        diverged: bool,
     },
     /// Answers are being generated.
     Generation {
@@ -78,9 +129,21 @@ pub enum Event<'a> {
 }
 
 impl From<&Step> for Event<'_> {
-    fn from(step: &Step) -> Self {
-        let Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s, gemm_share } = *step;
-        Self::Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s, gemm_share }
+    fn from(step_done: &Step) -> Self {
+        let Step { step, total_steps, loss, learning_rate, grad_norm, tokens_per_s, gemm_share, .. } =
+            *step_done;
+        let Step { epoch, memory_mib, .. } = *step_done;
+        Self::Step {
+            step,
+            total_steps,
+            loss,
+            learning_rate,
+            grad_norm,
+            tokens_per_s,
+            gemm_share,
+            epoch,
+            memory_mib,
+        }
     }
 }
 
@@ -88,6 +151,32 @@ impl From<&Validated> for Event<'_> {
     fn from(validated: &Validated) -> Self {
         let Validated { step, total_steps, loss, seconds, .. } = *validated;
         Self::Validation { step, total_steps, loss, seconds }
+    }
+}
+
+impl<'a> From<&'a Finding> for Event<'a> {
+    fn from(finding: &'a Finding) -> Self {
+        Self::Finding {
+            watcher: finding.watcher.name(),
+            step: finding.step,
+            action: finding.action.name(),
+            what: &finding.what,
+            advice: &finding.advice,
+        }
+    }
+}
+
+impl From<&RolledBack> for Event<'_> {
+    fn from(rolled_back: &RolledBack) -> Self {
+        let RolledBack { step, total_steps, learning_rate_factor } = *rolled_back;
+        Self::RollBack { step, total_steps, learning_rate_factor }
+    }
+}
+
+impl From<&RangeStep> for Event<'_> {
+    fn from(step: &RangeStep) -> Self {
+        let RangeStep { step, total_steps, learning_rate, loss, smoothed_loss } = *step;
+        Self::RangeStep { step, total_steps, learning_rate, loss, smoothed_loss }
     }
 }
 
@@ -172,8 +261,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r#"{"event":"step","step":3,"total_steps":80,"loss":2.3456,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6,"gemm_share":0.875}"#,
-                r#"{"event":"step","step":4,"total_steps":80,"loss":null,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6,"gemm_share":0.875}"#,
+                r#"{"event":"step","step":3,"total_steps":80,"loss":2.3456,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6,"gemm_share":0.875,"epoch":0.075,"memory_mib":1617.0}"#,
+                r#"{"event":"step","step":4,"total_steps":80,"loss":null,"learning_rate":0.00095,"grad_norm":1.5,"tokens_per_s":165.6,"gemm_share":0.875,"epoch":0.1,"memory_mib":1617.0}"#,
                 r#"{"event":"note","text":"two\nlines"}"#,
                 r#"{"event":"generation","prompts":8,"total_prompts":16,"new_tokens":8,"new_tokens_per_s":8.0}"#,
                 r#"{"event":"generation","prompts":16,"total_prompts":16,"new_tokens":24,"new_tokens_per_s":24.0}"#,

@@ -4,10 +4,12 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ferrotune_trainer::Finding;
+use indicatif::ProgressDrawTarget;
 
+use super::bars::Bars;
 use super::pace::Pace;
-use super::{Generating, Step, Validated};
+use super::{Evaluating, Generating, RangeStep, RolledBack, Step, Validated};
 use crate::report::{duration, visible};
 
 /// A log gets a line when this share of the stage was done since the last one, ...
@@ -24,7 +26,8 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(300);
 /// progress.stage("training");
 /// for step in 1..=10 {
 ///     let loss = 4.0 / step as f64;
-///     progress.step(&Step { step, total_steps: 10, loss, learning_rate: 1e-3, grad_norm: 1.0, tokens_per_s: 160.0, gemm_share: None });
+///     progress.step(&Step { step, total_steps: 10, loss, learning_rate: 1e-3, grad_norm: 1.0, tokens_per_s: 160.0, gemm_share: None,
+///         epoch: step as f64 / 10.0, total_epochs: 1, is_logged: true, memory_mib: None });
 /// }
 /// progress.finish();
 /// ```
@@ -41,26 +44,23 @@ pub struct Progress {
 }
 
 enum Sink {
-    /// The bar of the present stage, if it has one yet.
-    Bar(Option<ProgressBar>),
-    Lines {
-        out: Box<dyn Write + Send>,
-        apart: Duration,
-    },
+    Bars(Bars),
+    Lines { out: Box<dyn Write + Send>, apart: Duration },
 }
 
 impl Progress {
-    /// On the standard error: a bar if it is a terminal, else [`lines`](Self::lines) at least ten seconds apart.
+    /// On the standard error: bars if it is a terminal, else [`lines`](Self::lines) at least ten seconds apart.
     #[must_use]
     pub fn stderr() -> Self {
         if io::stderr().is_terminal() {
-            Self::new(Sink::Bar(None))
+            Self::new(Sink::Bars(Bars::new(ProgressDrawTarget::stderr())))
         } else {
             Self::lines(io::stderr(), Duration::from_secs(10))
         }
     }
 
-    /// A line for every fiftieth of a stage or every five minutes, yet no two within `apart`, and one at the end of each stage.
+    /// A line for every step that is logged; and for every fiftieth of a stage or every five minutes, yet no two of these within `apart`, and
+    /// one at the end of each stage.
     /// Control characters are written as visible codes.
     #[must_use]
     pub fn lines(out: impl Write + Send + 'static, apart: Duration) -> Self {
@@ -94,24 +94,39 @@ impl Progress {
         let text = visible(text);
         // A terminal that is gone is no reason to stop.
         let _ = match &mut self.sink {
-            Sink::Bar(Some(bar)) => bar.suspend(|| writeln!(io::stderr(), "{text}")),
-            Sink::Bar(None) => writeln!(io::stderr(), "{text}"),
+            Sink::Bars(bars) => bars.print(&text),
             Sink::Lines { out, .. } => writeln!(out, "{text}").and_then(|()| out.flush()),
         };
     }
 
     /// A step of training is done.
     pub fn step(&mut self, step: &Step) {
-        let Step { loss, learning_rate, tokens_per_s, gemm_share, .. } = *step;
+        let Step { loss, learning_rate, tokens_per_s, gemm_share, epoch, total_epochs, .. } = *step;
         let validation = self.validation.map(|(at, loss)| format!("  validation {loss:.3} at step {at}"));
         let validation = validation.unwrap_or_default();
         let share = gemm_share.map(|share| format!(" ({:.0} % of the GEMM limit)", 100.0 * share));
         let share = share.unwrap_or_default();
-        let text = format!(
-            "loss {loss:.3}{validation}  lr {}  {tokens_per_s:.0} tokens/s{share}",
+        let memory = step.memory_mib.map(|mib| format!("  {mib:.0} MiB")).unwrap_or_default();
+        let mut text = format!(
+            "loss {loss:.3}{validation}  lr {}  {tokens_per_s:.0} tokens/s{share}{memory}",
             Rate(learning_rate)
         );
-        self.show("step", step.step, step.total_steps, &text);
+        match &mut self.sink {
+            Sink::Bars(bars) => bars.epoch(epoch, total_epochs),
+            Sink::Lines { .. } => text.insert_str(0, &format!("epoch {epoch:.2}/{total_epochs}  ")),
+        }
+        if self.pace.is_unused() {
+            // A run that goes on from a checkpoint has done the steps before in another life.
+            self.pace.begin_after(step.step.saturating_sub(1));
+        }
+        self.show("step", step.step, step.total_steps, &text, step.is_logged);
+    }
+
+    /// The validation loss is being measured.
+    pub fn evaluating(&mut self, evaluating: &Evaluating) {
+        if let Sink::Bars(bars) = &mut self.sink {
+            bars.evaluation(evaluating.examples, evaluating.total_examples);
+        }
     }
 
     /// The validation loss was measured. Between steps it stands beside the loss of those that follow, with the step that it is of;
@@ -119,6 +134,9 @@ impl Progress {
     pub fn validated(&mut self, validated: &Validated) {
         let Validated { step, total_steps, loss, seconds, evaluations_left } = *validated;
         let length = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        if let Sink::Bars(bars) = &mut self.sink {
+            bars.end_evaluation();
+        }
         self.pace.paused(length, evaluations_left, Instant::now());
         if step == 0 {
             self.note(&format!("validation loss {loss:.3} before training"));
@@ -130,6 +148,27 @@ impl Progress {
         }
     }
 
+    /// A watcher found a fault of the training.
+    pub fn finding(&mut self, finding: &Finding) {
+        self.note(&format!("warning: {}, {finding}", finding.watcher.name().replace('_', " ")));
+    }
+
+    /// The training went back to a checkpoint.
+    pub fn rolled_back(&mut self, rolled_back: &RolledBack) {
+        let RolledBack { step, learning_rate_factor, .. } = *rolled_back;
+        self.pace = Pace::after(step, Instant::now());
+        self.last_line = None;
+        self.note(&format!(
+            "back to step {step}, and on with {learning_rate_factor} times the learning rate"
+        ));
+    }
+
+    /// A step of a range test is done.
+    pub fn range_step(&mut self, step: &RangeStep) {
+        let text = format!("lr {}  loss {:.3}", Rate(step.learning_rate), step.smoothed_loss);
+        self.show("step", step.step, step.total_steps, &text, false);
+    }
+
     /// Answers are being generated.
     pub fn generating(&mut self, generating: &Generating) {
         // Before the first answer is done, most of the time went to reading the prompts, and the rate tells nothing.
@@ -137,24 +176,21 @@ impl Progress {
             0 => String::new(),
             _ => format!("{:.0} new tokens/s", generating.new_tokens_per_s()),
         };
-        self.show("prompt", generating.prompts, generating.total_prompts, &text);
+        self.show("prompt", generating.prompts, generating.total_prompts, &text, false);
     }
 
     /// Ends the present stage; what it showed last stays to be read.
     pub fn finish(&mut self) {
-        if let Sink::Bar(bar) = &mut self.sink
-            && let Some(bar) = bar.take()
+        if let Sink::Bars(bars) = &mut self.sink
+            && let Some(line) = bars.finish()
         {
             // Left to itself the bar would end its line only where it guesses the terminal's width right.
-            let (done, total, text) = (bar.position(), bar.length().unwrap_or_default(), bar.message());
-            let unit = bar.prefix();
-            bar.finish_and_clear();
-            let line = format!("{unit} {done}/{total}  {text}");
-            let _ = writeln!(io::stderr(), "{}", line.trim_end());
+            let _ = writeln!(io::stderr(), "{line}");
         }
     }
 
-    fn show(&mut self, unit: &str, done: usize, total: usize, text: &str) {
+    /// `must`: a log gets a line of it in any case.
+    fn show(&mut self, unit: &str, done: usize, total: usize, text: &str, must: bool) {
         let now = Instant::now();
         self.pace.advance(done, now);
         let mut text = text.to_owned();
@@ -162,12 +198,7 @@ impl Progress {
             text.push_str(&format!("  {} left", duration(left.as_secs_f64())));
         }
         match &mut self.sink {
-            Sink::Bar(bar) => {
-                let bar = bar.get_or_insert_with(|| new_bar(unit, total));
-                bar.set_length(total as u64);
-                bar.set_message(text);
-                bar.set_position(done as u64);
-            }
+            Sink::Bars(bars) => bars.stage(unit, done, total, text),
             Sink::Lines { out, apart } => {
                 #[expect(clippy::cast_precision_loss, reason = "a share")]
                 let due = match self.last_line {
@@ -179,7 +210,7 @@ impl Progress {
                     }
                 };
                 let ended = done >= total && self.last_line.is_none_or(|(_, shown)| shown < done);
-                if due || ended {
+                if due || ended || must {
                     let line = format!("{unit} {done}/{total}  {text}");
                     let _ = writeln!(out, "{}", line.trim_end()).and_then(|()| out.flush());
                     self.last_line = Some((now, done));
@@ -198,22 +229,11 @@ impl Drop for Progress {
 impl fmt::Debug for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sink = match &self.sink {
-            Sink::Bar(_) => "bar",
+            Sink::Bars(_) => "bars",
             Sink::Lines { .. } => "lines",
         };
         f.debug_struct("Progress").field("sink", &sink).finish_non_exhaustive()
     }
-}
-
-fn new_bar(unit: &str, total: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr())
-        .with_prefix(unit.to_owned());
-    let template = "{bar:24.cyan/dim} {prefix} {pos}/{len}  {msg}";
-    // A template of ours that does not parse would be a bar without style, not a failed run.
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("━╸─"));
-    }
-    bar
 }
 
 /// A learning rate, as `2.5e-4`.
@@ -264,11 +284,24 @@ mod tests {
         assert_eq!(lines[0], "training");
         assert!(
             lines[1]
-                .starts_with("step 1/80  loss 2.346  lr 9.50e-4  166 tokens/s (88 % of the GEMM limit)  "),
+                .starts_with("step 1/80  epoch 0.03/2  loss 2.346  lr 9.50e-4  166 tokens/s (88 % of the GEMM limit)  1617 MiB  "),
             "{text}"
         );
         assert!(lines[1].ends_with(" s left"), "{text}");
-        assert_eq!(lines[2], "step 80/80  loss 2.346  lr 9.50e-4  166 tokens/s (88 % of the GEMM limit)");
+        assert_eq!(
+            lines[2],
+            "step 80/80  epoch 2.00/2  loss 2.346  lr 9.50e-4  166 tokens/s (88 % of the GEMM limit)  1617 MiB"
+        );
+    }
+
+    #[test]
+    fn a_log_gets_a_line_of_each_step_that_is_logged() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::from_secs(3600));
+        (1..=80).for_each(|index| progress.step(&Step { is_logged: index % 20 == 0, ..step(index) }));
+        let text = out.text();
+        let lines: Vec<&str> = text.lines().map(|line| line.split("  ").next().unwrap()).collect();
+        assert_eq!(lines, ["step 1/80", "step 20/80", "step 40/80", "step 60/80", "step 80/80"]);
     }
 
     #[test]
@@ -323,10 +356,26 @@ mod tests {
             [
                 "training",
                 "validation loss 3.500 before training",
-                "step 40/80  loss 2.346",
-                "step 80/80  loss 2.346  validation 2.750 at step 40",
+                "step 40/80  epoch 1.00/2  loss 2.346",
+                "step 80/80  epoch 2.00/2  loss 2.346  validation 2.750 at step 40",
                 "validation loss 2.500 after training",
             ]
+        );
+    }
+
+    #[test]
+    fn a_run_that_goes_back_says_so_and_shows_its_next_step() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::from_secs(3600));
+        progress.step(&step(1));
+        progress.step(&step(2));
+        progress.rolled_back(&RolledBack { step: 0, total_steps: 80, learning_rate_factor: 0.5 });
+        progress.step(&step(1));
+        let text = out.text();
+        let lines: Vec<&str> = text.lines().map(|line| line.split("  epoch").next().unwrap()).collect();
+        assert_eq!(
+            lines,
+            ["step 1/80", "back to step 0, and on with 0.5 times the learning rate", "step 1/80"]
         );
     }
 

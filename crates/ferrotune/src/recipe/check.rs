@@ -86,6 +86,16 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
             ),
         );
     }
+    if training.early_stopping_patience.is_none() && training.early_stopping_threshold > 0.0 {
+        contradiction(
+            ["training.early_stopping_threshold", "training.early_stopping_patience"],
+            format!(
+                "`training.early_stopping_threshold` is {}, but there is no `training.early_stopping_patience`, without which no run stops \
+                 early; add it, or remove the threshold",
+                training.early_stopping_threshold
+            ),
+        );
+    }
     if training.eval_strategy == "no" && training.eval_delay > 0.0 {
         contradiction(
             ["training.eval_delay", "training.eval_strategy"],

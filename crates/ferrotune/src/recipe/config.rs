@@ -5,6 +5,7 @@ use std::{fs, io};
 
 use ferrotune_data::{OnError, Truncation};
 use ferrotune_lora::{LoraConfig, load_config};
+use ferrotune_trainer::{Action, WatchActions, WatcherKind};
 use serde::Serialize;
 
 use super::check;
@@ -12,7 +13,7 @@ use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
 use super::schema::{
     COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
-    SAVE_STRATEGIES,
+    REPORT_TO, SAVE_STRATEGIES,
 };
 use super::sections::{
     ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection,
@@ -50,6 +51,8 @@ pub struct Recipe {
     pub lora: LoraSection,
     /// The training loop.
     pub training: TrainingSection,
+    /// What is done about each fault of the training that a watcher may find.
+    pub watch: WatchActions,
     /// How answers are generated.
     pub generation: GenerationSection,
     /// What is measured on them.
@@ -80,6 +83,7 @@ impl Recipe {
             data: DataSection::new(train),
             lora: LoraSection::default(),
             training: TrainingSection::default(),
+            watch: WatchActions::default(),
             generation: GenerationSection::default(),
             evaluation: EvaluationSection::default(),
             runtime: RuntimeSection::default(),
@@ -219,6 +223,7 @@ fn read(source: &Source, problems: &mut Vec<Problem>) -> Recipe {
 
     read_lora(reader.at("lora"), &mut recipe.lora);
     read_training(reader.at("training"), &mut recipe.training);
+    read_watch(reader.at("watch"), &mut recipe.watch);
 
     let s = reader.at("generation");
     set(&mut recipe.generation.max_new_tokens, s.count("max_new_tokens", 1));
@@ -342,6 +347,18 @@ fn read_saving(s: &mut Reader<'_>, training: &mut TrainingSection) {
         s.boolean("resume_from_checkpoint").map(ResumeFromCheckpoint::Newest)
     };
     set(&mut training.resume_from_checkpoint, resume);
+    set(&mut training.report_to, s.reporters("report_to", REPORT_TO));
+    training.run_name = s.text("run_name", "a text");
+}
+
+fn read_watch(s: &mut Reader<'_>, watch: &mut WatchActions) {
+    for watcher in WatcherKind::ALL {
+        let choices = WatchActions::choices(watcher);
+        let names: Vec<&str> = choices.iter().copied().map(Action::name).chain([WatchActions::OFF]).collect();
+        if let Some(name) = s.choice(watcher.name(), &names) {
+            watch.set(watcher, choices.iter().copied().find(|action| action.name() == name));
+        }
+    }
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {

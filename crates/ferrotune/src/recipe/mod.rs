@@ -50,6 +50,11 @@
 //! eval_delay = 0
 //! max_grad_norm = 1.0
 //! label_smoothing_factor = 0.0
+//! report_to = "none"               # or "tensorboard", "csv", "jsonl", a list of them, "all"
+//!
+//! [watch]                          # what is done about a fault: "say", "skip", "roll_back", "stop", "off"
+//! non_finite = "stop"
+//! loss_spike = "say"
 //!
 //! [generation]
 //! max_new_tokens = 32
@@ -94,7 +99,7 @@ pub use problem::{Place, Problem, ProblemKind};
 pub(crate) use schema::keys;
 pub use schema::{
     COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
-    SAVE_STRATEGIES,
+    REPORT_TO, SAVE_STRATEGIES,
 };
 pub use sections::{
     DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, ResumeFromCheckpoint,

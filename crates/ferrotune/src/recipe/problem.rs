@@ -65,6 +65,13 @@ pub enum ProblemKind {
         /// The keys that its section has; empty where the section itself is unknown.
         known: Vec<&'static str>,
     },
+    /// An argument of transformers that is not offered.
+    NotOffered {
+        /// The key.
+        key: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// A section that no recipe has.
     UnknownSection {
         /// The section as written.
@@ -120,6 +127,7 @@ impl ProblemKind {
         match self {
             Self::Syntax { .. } | Self::Override { .. } | Self::UnknownSection { .. } => vec![],
             Self::UnknownKey { key, .. }
+            | Self::NotOffered { key, .. }
             | Self::Missing { key }
             | Self::WrongType { key, .. }
             | Self::OutOfRange { key, .. }
@@ -142,6 +150,9 @@ impl fmt::Display for Problem {
                     (None, false) => write!(f, "; known here: {}", known.join(", ")),
                     (None, true) => Ok(()),
                 }
+            }
+            ProblemKind::NotOffered { key, reason } => {
+                write!(f, "`{key}` is not offered: {reason}; remove it")
             }
             ProblemKind::UnknownSection { section, nearest } => {
                 write!(f, "unknown section `[{section}]`")?;

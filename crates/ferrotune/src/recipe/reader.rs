@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ferrotune_trainer::SchedulerKwargs;
+use ferrotune_trainer::{SchedulerKwargs, chosen_reporters};
 
 use super::problem::{Place, Problem, ProblemKind};
 use super::schema::join;
@@ -182,6 +182,24 @@ impl Reader<'_> {
             let keys = [other, key].map(|key| join(self.section, key)).to_vec();
             let place = self.source.place(self.section, other);
             self.problems.push(Problem { place, kind: ProblemKind::Contradiction { keys, reason } });
+        }
+    }
+
+    /// Names of reporters, one or a list; `none` is an empty list, and `all` is every one.
+    pub(super) fn reporters(&mut self, key: &str, known: &[&str]) -> Option<Vec<String>> {
+        let entry = self.entry(key)?;
+        let expected = format!("{}, or a list of these", one_of(known));
+        let items = match &entry.value {
+            toml::Value::Array(items) => items.clone(),
+            value => vec![value.clone()],
+        };
+        let names: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
+        match names {
+            None => self.wrong_type(key, &entry, &expected),
+            Some(names) if names.iter().any(|name| !known.contains(name)) => {
+                self.out_of_range(key, &entry, &expected)
+            }
+            Some(names) => Some(chosen_reporters(&names)),
         }
     }
 

@@ -1,11 +1,26 @@
 //! The names a recipe may use, and the choices it may make.
 
 use ferrotune_metrics::Metric;
-use ferrotune_trainer::nearest;
-use ferrotune_trainer::{IntervalStrategy, OptimizerName, SaveStrategy, SchedulerType};
+use ferrotune_trainer::{IntervalStrategy, OptimizerName, SaveStrategy, SchedulerType, WatcherKind};
+use ferrotune_trainer::{REPORTERS, nearest};
+
+/// The names of every value of an enum that the library below offers.
+macro_rules! names_of {
+    ($choices:ty) => {
+        &{
+            let mut names = [""; <$choices>::ALL.len()];
+            let mut index = 0;
+            while index < names.len() {
+                names[index] = <$choices>::ALL[index].name();
+                index += 1;
+            }
+            names
+        }
+    };
+}
 
 /// Every section with its keys; `""` is the top of the file.
-pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
+pub(super) const SECTIONS: [(&str, &[&str]); 9] = [
     ("", &["output_dir", "overwrite_output_dir", "seed", "data_seed"]),
     ("model", &["path"]),
     (
@@ -63,27 +78,15 @@ pub(super) const SECTIONS: [(&str, &[&str]); 8] = [
             "early_stopping_patience",
             "early_stopping_threshold",
             "resume_from_checkpoint",
+            "report_to",
+            "run_name",
         ],
     ),
+    ("watch", names_of!(WatcherKind)),
     ("generation", &["max_new_tokens", "batch_size"]),
     ("evaluation", &["metrics", "before", "after"]),
     ("runtime", &["device", "compute_dtype", "threads"]),
 ];
-
-/// The names of every value of an enum that the library below offers.
-macro_rules! names_of {
-    ($choices:ty) => {
-        &{
-            let mut names = [""; <$choices>::ALL.len()];
-            let mut index = 0;
-            while index < names.len() {
-                names[index] = <$choices>::ALL[index].name();
-                index += 1;
-            }
-            names
-        }
-    };
-}
 
 /// The metrics that `evaluation.metrics` takes, by the names of rouge-score and sacrebleu.
 pub const METRICS: &[&str] = names_of!(Metric);
@@ -97,6 +100,8 @@ pub const EVAL_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
 pub const SAVE_STRATEGIES: &[&str] = names_of!(SaveStrategy);
 /// When the loss is recorded: what `training.logging_strategy` takes, by transformers' names.
 pub const LOGGING_STRATEGIES: &[&str] = names_of!(IntervalStrategy);
+/// Where the log goes: what `training.report_to` takes, one of them or a list.
+pub const REPORT_TO: &[&str] = &["none", "all", REPORTERS[0], REPORTERS[1], REPORTERS[2]];
 /// The devices that `runtime.device` takes.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"];
 /// The types that `runtime.compute_dtype` takes.

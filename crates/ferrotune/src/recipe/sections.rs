@@ -216,6 +216,12 @@ pub struct TrainingSection {
     pub early_stopping_threshold: f64,
     /// Where the run goes on from. Default: false, from the start.
     pub resume_from_checkpoint: ResumeFromCheckpoint,
+    /// Where the log goes, in `runs` of `output_dir`: names out of [`REPORT_TO`](super::REPORT_TO) but for `none` and `all`, which are a
+    /// list of none and of all. Default: nowhere.
+    pub report_to: Vec<String>,
+    /// What the run is called in the log. Default: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_name: Option<String>,
 }
 
 /// `training.resume_from_checkpoint`.
@@ -268,6 +274,8 @@ impl Default for TrainingSection {
             early_stopping_patience: None,
             early_stopping_threshold: 0.0,
             resume_from_checkpoint: ResumeFromCheckpoint::Newest(false),
+            report_to: Vec::new(),
+            run_name: None,
         }
     }
 }

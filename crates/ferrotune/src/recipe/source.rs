@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ferrotune_trainer::OLDER_NAMES;
+use ferrotune_trainer::{NOT_OFFERED, OLDER_NAMES};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -155,6 +155,8 @@ impl Source {
                     expected: format!("a section, `[{key}]`"),
                     found: describe(&entry.value),
                 }
+            } else if let Some((_, reason)) = not_offered(section, key) {
+                ProblemKind::NotOffered { key: join(section, key), reason }
             } else {
                 ProblemKind::UnknownKey {
                     key: join(section, key),
@@ -165,6 +167,11 @@ impl Source {
             problems.push(Problem { place: entry.place.clone(), kind });
         }
     }
+}
+
+/// An argument of transformers that is not offered, and why.
+fn not_offered(section: &str, key: &str) -> Option<(&'static str, &'static str)> {
+    NOT_OFFERED.into_iter().find(|(name, _)| section == "training" && *name == key)
 }
 
 fn unknown_section(section: &str, place: Place) -> Problem {

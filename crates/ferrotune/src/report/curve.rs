@@ -91,7 +91,14 @@ pub(super) fn curve(
 fn marks(findings: &[WatcherMark]) -> Vec<(f64, String)> {
     #[expect(clippy::cast_precision_loss, reason = "steps are drawn in pixels")]
     let mark = |finding: &WatcherMark| {
-        let text = format!("Step {}, {}: {}.", finding.step, finding.watcher.replace('_', " "), finding.what);
+        let done = match finding.action.as_str() {
+            "skip" => " The step was left out.",
+            "roll_back" => " The run went back to a checkpoint, and on with half the learning rate.",
+            "stop" => " The training ended here.",
+            _ => "",
+        };
+        let WatcherMark { step, watcher, what, .. } = finding;
+        let text = format!("Step {step}, {}: {what}.{done}", watcher.replace('_', " "));
         (finding.step as f64, text)
     };
     findings.iter().take(MAX_FINDINGS).map(mark).collect()
@@ -312,10 +319,18 @@ mod tests {
 
     #[test]
     fn what_watchers_found_is_marked_at_its_step_and_said() {
-        let finding =
-            |step| WatcherMark { step, watcher: "loss_spike".into(), what: "the loss is <9>".into() };
+        let finding = |step| WatcherMark {
+            step,
+            watcher: "loss_spike".into(),
+            action: "skip".into(),
+            what: "the loss is <9>".into(),
+        };
         let svg = curve(&run(20), &[], &[finding(7)]).unwrap().into_string();
-        assert_eq!(svg.matches("<title>Step 7, loss spike: the loss is &lt;9&gt;.</title>").count(), 2);
+        assert_eq!(
+            svg.matches("<title>Step 7, loss spike: the loss is &lt;9&gt;. The step was left out.</title>")
+                .count(),
+            2
+        );
         assert!(svg.contains("<figcaption>Step 7, loss spike"), "{svg}");
         assert_eq!(svg.matches("class=\"finding\"").count(), 2 + 1, "two sizes and the legend");
         let many: Vec<_> = (0..20).map(|step| finding(step % 20)).collect();

@@ -101,6 +101,8 @@ pub struct WatcherMark {
     pub step: u64,
     /// The watcher, as `loss_spike`.
     pub watcher: String,
+    /// What was done about it: `say`, `skip`, `roll_back` or `stop`.
+    pub action: String,
     /// What was seen, and what helps.
     pub what: String,
 }
@@ -251,6 +253,7 @@ mod tests {
                 findings: vec![WatcherMark {
                     step: 2,
                     watcher: "non_finite".into(),
+                    action: "skip".into(),
                     what: "the loss is NaN".into(),
                 }],
             }),

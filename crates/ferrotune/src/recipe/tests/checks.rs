@@ -30,6 +30,11 @@ fn contradictions_are_refused_with_their_place() {
              \"epoch\", or remove `eval_delay`",
         ),
         (
+            &["training.early_stopping_threshold=0.5"],
+            "--set training.early_stopping_threshold=0.5: `training.early_stopping_threshold` is 0.5, but there is no \
+             `training.early_stopping_patience`, without which no run stops early; add it, or remove the threshold",
+        ),
+        (
             &["data.max_validation=5"],
             "--set data.max_validation=5: `data.max_validation` limits a file that is not given; add `data.validation`, or remove it",
         ),
@@ -160,6 +165,7 @@ fn every_kind_of_problem_is_reached() {
     assert!(matches!(kinds(parse("seed =="))[..], [Syntax { .. }, ..]));
     assert!(matches!(kinds(with(&["seed"]))[..], [Override { .. }]));
     assert!(matches!(kinds(with(&["lora.rnk=1"]))[..], [UnknownKey { .. }]));
+    assert!(matches!(kinds(with(&["training.logging_dir=logs"]))[..], [NotOffered { .. }]));
     assert!(matches!(kinds(with(&["lorra.r=1"]))[..], [UnknownSection { .. }]));
     assert!(matches!(kinds(parse(""))[..], [Missing { .. }, Missing { .. }, Missing { .. }]));
     assert!(matches!(kinds(with(&["lora.r=one"]))[..], [WrongType { .. }]));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ferrotune_data::{OnError, Truncation};
 use ferrotune_lora::LoraConfig;
-use ferrotune_trainer::TrainingArguments;
+use ferrotune_trainer::{Action, TrainingArguments, WatchActions, WatcherKind};
 use toml::{Table, Value};
 
 use super::*;
@@ -50,6 +50,10 @@ fn documented(page: &str) -> BTreeMap<String, (&str, &str)> {
     for (section, _) in schema::SECTIONS {
         let heading = if section.is_empty() { "At the top".to_owned() } else { format!("`[{section}]`") };
         for row in rows(page, &heading) {
+            if row.len() != 4 {
+                // What the values mean.
+                continue;
+            }
             let key = schema::join(section, row[0].trim_matches('`'));
             assert!(keys.insert(key.clone(), (row[1], row[2])).is_none(), "{key} is there twice");
         }
@@ -102,6 +106,7 @@ fn the_choices_are_all_there() {
         ("training.eval_strategy", EVAL_STRATEGIES),
         ("training.optim", OPTIMIZERS),
         ("training.save_strategy", SAVE_STRATEGIES),
+        ("training.report_to", REPORT_TO),
         ("evaluation.metrics", METRICS),
         ("runtime.device", DEVICES),
         ("runtime.compute_dtype", COMPUTE_DTYPES),
@@ -109,6 +114,13 @@ fn the_choices_are_all_there() {
         let shown: Vec<&str> = code_spans(documented[key].1).map(|name| name.trim_matches('"')).collect();
         assert_eq!(shown, choices, "{key}");
     }
+    for watcher in WatcherKind::ALL {
+        let actions = WatchActions::choices(watcher).iter().copied().map(Action::name);
+        let shown = code_spans(documented[&format!("watch.{watcher}")].1).map(|name| name.trim_matches('"'));
+        assert!(shown.eq(actions.chain([WatchActions::OFF])), "{watcher}");
+    }
+    let shown: BTreeSet<&str> = rows(&page, "`[watch]`").iter().map(|row| row[0].trim_matches('`')).collect();
+    assert!(Action::ALL.iter().all(|action| shown.contains(action.name())));
 }
 
 #[test]

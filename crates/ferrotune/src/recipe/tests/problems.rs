@@ -115,8 +115,8 @@ fn an_unknown_key_names_the_nearest_and_its_section() {
     assert_eq!(error("[[loar]]\nr = 1"), "recipe.toml:4:3: unknown section `[loar]`; did you mean `[lora]`?");
     assert_eq!(
         error("[xyzzy]"),
-        "recipe.toml:4:2: unknown section `[xyzzy]`; known: model, data, lora, training, generation, evaluation, \
-         runtime"
+        "recipe.toml:4:2: unknown section `[xyzzy]`; known: model, data, lora, training, watch, generation, \
+         evaluation, runtime"
     );
     assert_eq!(error("lora = 3"), "recipe.toml:4:1: `lora` is 3; expected a section, `[lora]`");
     assert_eq!(

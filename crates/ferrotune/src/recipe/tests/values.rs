@@ -1,6 +1,7 @@
 //! Every key is read and written, with its default.
 
 use super::*;
+use ferrotune_trainer::{Action, WatcherKind};
 
 #[test]
 fn three_keys_are_enough_and_the_rest_has_the_documented_defaults() {
@@ -54,6 +55,15 @@ save_steps = 500
 load_best_model_at_end = false
 early_stopping_threshold = 0
 resume_from_checkpoint = false
+report_to = []
+
+[watch]
+non_finite = "stop"
+loss_spike = "say"
+plateau = "say"
+overfitting = "say"
+dead_parameter = "say"
+learning_rate = "say"
 
 [generation]
 max_new_tokens = 32
@@ -134,6 +144,15 @@ greater_is_better = false
 early_stopping_patience = 3
 early_stopping_threshold = 0.01
 resume_from_checkpoint = "runs/synopsis/checkpoint-7"
+report_to = "all"
+run_name = "first"
+[watch]
+non_finite = "skip"
+loss_spike = "roll_back"
+plateau = "off"
+overfitting = "stop"
+dead_parameter = "stop"
+learning_rate = "roll_back"
 [generation]
 max_new_tokens = 64
 batch_size = 1
@@ -170,6 +189,36 @@ fn every_key_is_read() {
                 assert_ne!(find(&recipe, key), find(&default, key), "{section}.{key} was not read");
             }
         }
+    }
+}
+
+#[test]
+fn reporters_are_one_name_or_a_list() {
+    let report_to =
+        |value: &str| with(&[&format!("training.report_to={value}")]).map(|r| r.training.report_to);
+    assert_eq!(report_to("tensorboard").unwrap(), ["tensorboard"]);
+    assert_eq!(report_to("[\"csv\", \"jsonl\"]").unwrap(), ["csv", "jsonl"]);
+    assert_eq!(report_to("all").unwrap(), ["tensorboard", "csv", "jsonl"]);
+    for none in ["none", "[]", "[\"none\"]"] {
+        assert_eq!(report_to(none).unwrap(), [""; 0]);
+    }
+    let refusal = problems(with(&["training.report_to=wandb"])).join("\n");
+    let expected = "is the string \"wandb\"; expected \"none\", \"all\", \"tensorboard\", \"csv\" or \"jsonl\", or a list of these";
+    assert!(refusal.contains(expected), "{refusal}");
+}
+
+#[test]
+fn a_watcher_takes_the_actions_that_it_can_and_no_other() {
+    let recipe = everything();
+    assert_eq!(recipe.watch.of(WatcherKind::Plateau), None);
+    assert_eq!(recipe.watch.of(WatcherKind::LossSpike), Some(Action::RollBack));
+    for (setting, expected) in [
+        ("watch.non_finite=say", "expected \"skip\", \"roll_back\", \"stop\" or \"off\""),
+        ("watch.plateau=skip", "expected \"say\", \"roll_back\", \"stop\" or \"off\""),
+        ("watch.loss_spikes=say", "did you mean `watch.loss_spike`?"),
+    ] {
+        let refusal = problems(with(&[setting])).join("\n");
+        assert!(refusal.contains(expected), "{refusal}");
     }
 }
 

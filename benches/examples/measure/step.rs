@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<Value> {
         Tokenized { input_ids, labels, source: Source { file: PathBuf::from("random").into(), line } }
     };
     let rows = (1..=arguments.steps).map(|line| row(line, (0..arguments.tokens).map(|_| token()).collect()));
-    let data = PackedDataset::new(rows.collect(), 0);
+    let data = PackedDataset::new(rows.collect::<Vec<_>>(), 0);
     let training = TrainingArguments {
         num_train_epochs: 1.0,
         per_device_train_batch_size: 1,

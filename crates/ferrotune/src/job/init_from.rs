@@ -168,3 +168,32 @@ fn check_modules(
     );
     Err(Error::OtherAdapter { path: path.to_owned(), differences: vec![difference] })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrotune_lora::save_adapter;
+    use tch::{Device, Kind, Tensor};
+
+    struct Deaf;
+    impl Observer for Deaf {}
+
+    #[test]
+    fn an_adapter_of_another_rank_and_alpha_is_refused_with_both_sides() {
+        let folder = tempfile::tempdir().unwrap();
+        let ones = |size: [i64; 2]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let config = LoraConfig { rank: 8, lora_alpha: 24.0, ..LoraConfig::default() };
+        let path = folder.path().join("adapter");
+        save_adapter(&path, &config, &[("q_proj", ones([8, 3]), ones([5, 8]))]).unwrap();
+        let mut recipe = Recipe::new(folder.path().join("out"), folder.path(), "train.jsonl");
+        recipe.lora.init_from = Some(path);
+        (recipe.lora.r, recipe.lora.lora_alpha) = (4, 16.0);
+        let error = check(&recipe, true, &mut Deaf).unwrap_err();
+        let are_named = matches!(&error, Error::OtherAdapter { differences, .. } if differences.len() == 2
+            && differences[0].contains("`lora.r` is 4, and the adapter has 8")
+            && differences[1].contains("`lora.lora_alpha` is 16, and the adapter has 24"));
+        assert!(are_named && error.is_bad_input(), "{error}");
+        (recipe.lora.r, recipe.lora.lora_alpha) = (8, 24.0);
+        check(&recipe, false, &mut Deaf).unwrap();
+    }
+}

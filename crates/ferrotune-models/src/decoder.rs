@@ -232,7 +232,10 @@ impl CausalLm {
             if !keeps_inputs_alone {
                 let mut within = WithinBatch { layout, kv_heads, options: attention };
                 let place = Place { index, layout, tables, wanted, config: &self.config };
-                return layer.in_kind(kind)?.forward(x, place, mode, &mut within);
+                return match kind == self.kind() {
+                    true => layer.forward(x, place, mode, &mut within),
+                    false => layer.in_kind(kind)?.forward(x, place, mode, &mut within),
+                };
             }
             let layer = layer.in_kind(self.kind())?;
             let parameters = layer.parameters(layout);

@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use ferrotune_data::{OnError, Truncation};
 use ferrotune_lora::{LoraConfig, load_config};
-use ferrotune_trainer::{Action, WatchActions, WatcherKind};
+use ferrotune_trainer::{Action, ResumeFromCheckpoint, WatchActions, WatcherKind};
 use serde::Serialize;
 
 use super::check;
@@ -16,8 +16,8 @@ use super::schema::{
     REPORT_TO, SAVE_STRATEGIES,
 };
 use super::sections::{
-    ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection,
-    ResumeFromCheckpoint, RuntimeSection, TargetModules, TrainingSection,
+    ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
+    TargetModules, TrainingSection,
 };
 use super::source::Source;
 use crate::{Error, Result};

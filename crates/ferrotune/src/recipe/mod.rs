@@ -94,6 +94,7 @@ mod tests;
 
 pub(crate) use check::{RESULTS, inputs};
 pub use config::Recipe;
+pub use ferrotune_trainer::ResumeFromCheckpoint;
 pub use problem::{Place, Problem, ProblemKind};
 #[cfg(test)]
 pub(crate) use schema::keys;
@@ -102,6 +103,6 @@ pub use schema::{
     REPORT_TO, SAVE_STRATEGIES,
 };
 pub use sections::{
-    DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, ResumeFromCheckpoint,
-    RuntimeSection, TargetModules, TrainingSection,
+    DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
+    TargetModules, TrainingSection,
 };

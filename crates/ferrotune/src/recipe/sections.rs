@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ferrotune_data::{OnError, Truncation};
-use ferrotune_trainer::SchedulerKwargs;
+use ferrotune_trainer::{ResumeFromCheckpoint, SchedulerKwargs};
 use serde::{Serialize, Serializer};
 
 /// `[model]`: the model that is fine-tuned.
@@ -222,16 +222,6 @@ pub struct TrainingSection {
     /// What the run is called in the log. Default: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_name: Option<String>,
-}
-
-/// `training.resume_from_checkpoint`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum ResumeFromCheckpoint {
-    /// `true`: the newest whole checkpoint of `output_dir`, or the start where there is none; `false`: the start.
-    Newest(bool),
-    /// This checkpoint.
-    Folder(PathBuf),
 }
 
 impl Default for TrainingSection {

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::metrics::{LoggedStep, ValidationStep, WatcherMark};
 use super::panels::{PANEL, Panel, panels};
-use super::scale::Scale;
+use super::scale::{Scale, rules};
 use super::series::{Point, dots, line, range, smooth, thin};
 use super::text::{grouped, plural};
 
@@ -198,10 +198,7 @@ impl Curve {
         let view_box = format!("0 0 {} {}", size.width, bottom + 40.0);
         html! {
             svg class=(size.class) viewBox=(view_box) role="img" aria-label=(self.label) {
-                @for tick in y.ticks(5) {
-                    path class="grid" d=(format!("M{LEFT} {}H{right}", y.at(tick))) {}
-                    text class="tick" x=(LEFT - 8.0) y=(y.at(tick) + 4.0) text-anchor="end" { (y.label(tick, 5)) }
-                }
+                (rules(y, (LEFT, right)))
                 @for tick in x.ticks(size.ticks).into_iter().filter(|tick| tick.fract() == 0.0) {
                     path class="grid" d=(format!("M{} {bottom}v5", x.at(tick))) {}
                     text class="tick" x=(x.at(tick)) y=(bottom + 18.0) text-anchor=(anchor(x.at(tick), right)) { (grouped(whole(tick))) }

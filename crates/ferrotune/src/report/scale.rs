@@ -1,5 +1,7 @@
 //! The scale of a chart: from values to positions, and the round values to write at the axis.
 
+use maud::{Markup, html};
+
 /// Maps values linearly to positions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scale {
@@ -50,6 +52,16 @@ impl Scale {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 6")]
         let decimals = (-self.step(wanted).log10() + 1e-9).ceil().clamp(0.0, 6.0) as usize;
         format!("{:.decimals$}", if tick == 0.0 { 0.0 } else { tick })
+    }
+}
+
+/// A rule across a chart at each of about five round values, with the value before it.
+pub(super) fn rules(y: Scale, (left, right): (f64, f64)) -> Markup {
+    html! {
+        @for tick in y.ticks(5) {
+            path class="grid" d=(format!("M{left} {}H{right}", y.at(tick))) {}
+            text class="tick" x=(left - 8.0) y=(y.at(tick) + 4.0) text-anchor="end" { (y.label(tick, 5)) }
+        }
     }
 }
 

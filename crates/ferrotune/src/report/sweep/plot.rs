@@ -1,6 +1,6 @@
 //! The charts of a sweep, drawn as SVG: the objective over a key, and the validation loss of every trial.
 
-use super::super::scale::Scale;
+use super::super::scale::{Scale, rules};
 use super::super::series::{Point, line, range};
 use super::{SweepAxis, SweepReport};
 use maud::{Markup, html};
@@ -122,10 +122,7 @@ impl Chart {
         let has_names = size.right > 100.0;
         html! {
             svg class=(size.class) viewBox=(format!("0 0 {} {}", size.width, bottom + 42.0)) role="img" aria-label=(self.label) {
-                @for tick in y.ticks(5) {
-                    path class="grid" d=(format!("M{LEFT} {}H{right}", y.at(tick))) {}
-                    text class="tick" x=(LEFT - 8.0) y=(y.at(tick) + 4.0) text-anchor="end" { (y.label(tick, 5)) }
-                }
+                (rules(y, (LEFT, right)))
                 @for (at, text) in &ticks {
                     path class="grid" d=(format!("M{} {bottom}v5", x.at(*at))) {}
                     text class="tick" x=(x.at(*at)) y=(bottom + 18.0) text-anchor="middle" { (text) }

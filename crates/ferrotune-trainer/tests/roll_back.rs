@@ -5,9 +5,9 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 
-use common::{Batch, Examples, ModelError, TokenModel};
+use common::{Disturbed, Examples, TokenModel};
 use ferrotune_trainer::{
-    Action, BoxError, Callback, Checkpoint, Checkpointer, CsvReporter, Error, Finding, Mode, OptimizerState,
+    Action, BoxError, Callback, Checkpoint, Checkpointer, CsvReporter, Error, Finding, OptimizerState,
     Reporting, SavedRun, StepRecord, TrainOutcome, TrainableModel, Trainer, TrainerState, TrainingArguments,
     WatchActions,
 };
@@ -62,39 +62,6 @@ impl Checkpointer for &Memory {
     }
 }
 
-/// A model whose loss is NaN at a step, as often as the rate of the run is `bad` for it.
-struct Faulty<'a> {
-    model: TokenModel,
-    /// The steps that are done.
-    done: &'a Cell<usize>,
-    /// The steps whose loss is NaN as long as the run went back fewer than so many times.
-    faults: &'a [(usize, usize)],
-    roll_backs: &'a Cell<usize>,
-}
-
-impl TrainableModel for Faulty<'_> {
-    type Batch = Batch;
-    type Error = ModelError;
-
-    fn target_tokens(&self, batch: &Batch) -> usize {
-        self.model.target_tokens(batch)
-    }
-    fn tokens(&self, batch: &Batch) -> usize {
-        self.model.tokens(batch)
-    }
-    fn loss(&self, batch: &Batch, mode: Mode) -> Result<Tensor, ModelError> {
-        let (step, times) = (self.done.get() + 1, self.roll_backs.get());
-        let is_bad = self.faults.iter().any(|(at, until)| *at == step && times < *until);
-        Ok(self.model.loss(batch, mode)? * if is_bad { f64::NAN } else { 1.0 })
-    }
-    fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
-        self.model.trainable_parameters()
-    }
-    fn sources(&self, batch: &Batch) -> Vec<String> {
-        self.model.sources(batch)
-    }
-}
-
 /// Where the run is, for the model; and what was heard.
 struct Follow<'a> {
     done: &'a Cell<usize>,
@@ -142,7 +109,8 @@ struct Run {
     values: Vec<(String, Vec<f32>)>,
 }
 
-/// 20 steps with checkpoints every 4, from the newest of `memory`.
+/// 20 steps with checkpoints every 4, from the newest of `memory`. The loss of the step of a fault is NaN as long as the run
+/// went back fewer than so many times.
 fn run(
     memory: &Memory,
     faults: &[(usize, usize)],
@@ -154,7 +122,12 @@ fn run(
     let count = dataset.examples.len();
     dataset.orders = (0..9).map(|epoch| (0..count).map(|i| (i + 3 * epoch) % count).collect()).collect();
     let model = TokenModel { noise: 0.4, ..TokenModel::small() };
-    let model = Faulty { model, done: &done, faults, roll_backs: &roll_backs };
+    let factor = || {
+        let (step, times) = (done.get() + 1, roll_backs.get());
+        let is_bad = faults.iter().any(|(at, until)| *at == step && times < *until);
+        if is_bad { f64::NAN } else { 1.0 }
+    };
+    let model = Disturbed { model, factor };
     let arguments = TrainingArguments {
         learning_rate: 1e-2,
         per_device_train_batch_size: 4,

@@ -6,13 +6,12 @@ mod common;
 use std::cell::{Cell, RefCell};
 use std::ops::RangeInclusive;
 
-use common::{Batch, Examples, ModelError, TokenModel};
+use common::{Disturbed, Examples, TokenModel};
 use ferrotune_trainer::{
-    Action, BoxError, Callback, Error, EvaluationRecord, Finding, IntervalStrategy, LogEntry, Mode,
-    Observation, ParameterNorm, RandomKey, SchedulerType, StepRecord, StepSignals, TrainOutcome,
-    TrainableModel, Trainer, TrainingArguments, WatchActions, WatcherKind, Watchers,
+    Action, BoxError, Callback, Error, EvaluationRecord, Finding, IntervalStrategy, LogEntry, Observation,
+    ParameterNorm, RandomKey, SchedulerType, StepRecord, StepSignals, TrainOutcome, Trainer,
+    TrainingArguments, WatchActions, WatcherKind, Watchers,
 };
-use tch::Tensor;
 
 /// Numbers of a normal distribution, drawn from a seed.
 struct Noise(RandomKey, u64);
@@ -292,35 +291,6 @@ fn watchers_from_a_checkpoint_say_what_those_of_the_unbroken_run_say() {
     });
 }
 
-/// A model whose loss goes wrong at some of its forward passes.
-struct Faulty {
-    model: TokenModel,
-    passes: Cell<usize>,
-    factor: fn(usize) -> f64,
-}
-
-impl TrainableModel for Faulty {
-    type Batch = Batch;
-    type Error = ModelError;
-
-    fn target_tokens(&self, batch: &Batch) -> usize {
-        self.model.target_tokens(batch)
-    }
-    fn tokens(&self, batch: &Batch) -> usize {
-        self.model.tokens(batch)
-    }
-    fn loss(&self, batch: &Batch, mode: Mode) -> Result<Tensor, ModelError> {
-        self.passes.set(self.passes.get() + 1);
-        Ok(self.model.loss(batch, mode)? * (self.factor)(self.passes.get()))
-    }
-    fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
-        self.model.trainable_parameters()
-    }
-    fn sources(&self, batch: &Batch) -> Vec<String> {
-        self.model.sources(batch)
-    }
-}
-
 type Steps = Vec<(usize, f64)>;
 
 /// 60 steps of one batch each, with the steps and their rates and the findings that callbacks heard of.
@@ -346,7 +316,12 @@ fn train(
     }
     let heard = RefCell::new(Heard::default());
     let dataset = Examples::patterned(8);
-    let model = Faulty { model: TokenModel::small(), passes: Cell::new(0), factor };
+    let passes = Cell::new(0);
+    let factor = || {
+        passes.set(passes.get() + 1);
+        factor(passes.get())
+    };
+    let model = Disturbed { model: TokenModel::small(), factor };
     let arguments = TrainingArguments {
         learning_rate: 1e-2,
         per_device_train_batch_size: 8,

@@ -220,3 +220,30 @@ pub fn relative_distance(found: &[f32], expected: &[f32]) -> f64 {
 pub fn parameter(values: &[f32], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape).to_kind(Kind::Float).set_requires_grad(true)
 }
+
+/// A model whose loss is multiplied, at each forward pass, by what `factor` gives.
+pub struct Disturbed<F> {
+    pub model: TokenModel,
+    pub factor: F,
+}
+
+impl<F: Fn() -> f64> TrainableModel for Disturbed<F> {
+    type Batch = Batch;
+    type Error = ModelError;
+
+    fn target_tokens(&self, batch: &Batch) -> usize {
+        self.model.target_tokens(batch)
+    }
+    fn tokens(&self, batch: &Batch) -> usize {
+        self.model.tokens(batch)
+    }
+    fn loss(&self, batch: &Batch, mode: Mode) -> Result<Tensor, ModelError> {
+        Ok(self.model.loss(batch, mode)? * (self.factor)())
+    }
+    fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
+        self.model.trainable_parameters()
+    }
+    fn sources(&self, batch: &Batch) -> Vec<String> {
+        self.model.sources(batch)
+    }
+}

@@ -10,8 +10,7 @@ use ferrotune::{
     trainer::RangeOutcome,
 };
 use ferrotune_examples::{
-    complain, exit_code, guarded, interrupted, interruption, prepare_to_compute, say, shell_word,
-    this_command,
+    complain, guarded, prepare_to_compute, run_observed, say, shell_word, this_command,
 };
 use std::{
     path::{Path, PathBuf},
@@ -56,24 +55,12 @@ fn main() -> ExitCode {
 
 fn program() -> ExitCode {
     let arguments = Arguments::parse();
-    let interruption = interruption();
-    let result = if arguments.json {
-        let mut observer = ForPrograms::new(std::io::stdout(), interruption.clone());
-        let result = finetune_json(&arguments, &mut observer, interruption);
-        match &result {
-            Ok(true) => {}
-            Ok(false) => observer.tell(&Event::Interrupted),
-            Err(error) => observer.tell(&Event::Error { message: &error.to_string() }),
-        }
-        result
-    } else {
-        finetune(&arguments, interruption)
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => interrupted(),
-        Err(error) => exit_code(Err(error)),
-    }
+    let ended = |is_done: bool| is_done.then_some(ExitCode::SUCCESS);
+    run_observed(
+        arguments.json,
+        |observer, interruption| finetune_json(&arguments, observer, interruption).map(ended),
+        |interruption| finetune(&arguments, interruption).map(ended),
+    )
 }
 
 fn load_recipe(arguments: &Arguments) -> Result<Recipe> {

@@ -3,16 +3,18 @@
 use clap::Parser;
 use ferrotune::{
     Result,
-    job::{ForPeople, ForPrograms, Observer},
+    job::{ForPeople, Observer},
     progress::{Event, Progress},
     recipe::Recipe,
     report::sweep_table,
     sweep::{Axis, Sweep},
 };
-use ferrotune_examples::{
-    complain, exit_code, guarded, interrupted, interruption, prepare_to_compute, say, this_command,
+use ferrotune_examples::{complain, guarded, prepare_to_compute, run_observed, say, this_command};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
 };
-use std::{path::PathBuf, process::ExitCode};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,51 +46,35 @@ struct Arguments {
     json: bool,
 }
 
-/// How a sweep ended.
-enum End {
-    Done,
-    SomeFailed,
-    Interrupted,
-}
-
 fn main() -> ExitCode {
     guarded(program)
 }
 
 fn program() -> ExitCode {
     let arguments = Arguments::parse();
-    let interruption = interruption();
-    let result = if arguments.json {
-        let mut observer = ForPrograms::new(std::io::stdout(), interruption.clone());
-        let result = sweep(&arguments, &mut observer, interruption);
-        match &result {
-            Ok((End::Interrupted, _)) => observer.tell(&Event::Interrupted),
-            Ok((_, recipe)) => {
+    run_observed(
+        arguments.json,
+        |observer, interruption| {
+            let (ended, recipe) = sweep(&arguments, observer, interruption)?;
+            if ended.is_some() {
                 let output_dir = recipe.output_dir.display().to_string();
                 observer.tell(&Event::Done { output_dir: &output_dir, metrics: None });
             }
-            Err(error) => observer.tell(&Event::Error { message: &error.to_string() }),
-        }
-        result
-    } else {
-        sweep(&arguments, &mut ForPeople::new(Progress::stderr(), interruption.clone()), interruption)
-    };
-    match result {
-        Ok((End::Done, _)) => ExitCode::SUCCESS,
-        Ok((End::SomeFailed, _)) => ExitCode::FAILURE,
-        Ok((End::Interrupted, _)) => {
-            complain(format_args!("what is done is kept; go on with:\n  {}", this_command()));
-            interrupted()
-        }
-        Err(error) => exit_code(Err(error)),
-    }
+            Ok(ended)
+        },
+        |interruption| {
+            let mut observer = ForPeople::new(Progress::stderr(), interruption.clone());
+            Ok(sweep(&arguments, &mut observer, interruption)?.0)
+        },
+    )
 }
 
+/// Its exit code, unless it was interrupted.
 fn sweep(
     arguments: &Arguments,
     observer: &mut dyn Observer,
-    interruption: std::sync::Arc<std::sync::atomic::AtomicBool>,
-) -> Result<(End, Recipe)> {
+    interruption: Arc<AtomicBool>,
+) -> Result<(Option<ExitCode>, Recipe)> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     recipe.check_paths(Some(&arguments.recipe))?;
     let axes: Vec<Axis> = arguments.grid.iter().map(|axis| axis.parse()).collect::<Result<_>>()?;
@@ -96,7 +82,8 @@ fn sweep(
     prepare_to_compute(recipe.runtime.threads);
     let outcome = sweep.run(observer, interruption)?;
     if outcome.cancelled {
-        return Ok((End::Interrupted, recipe));
+        complain(format_args!("what is done is kept; go on with:\n  {}", this_command()));
+        return Ok((None, recipe));
     }
     if !arguments.json {
         let directory = recipe.output_dir.display();
@@ -106,5 +93,5 @@ fn sweep(
         ));
     }
     let has_failed = outcome.report.trials.iter().any(|trial| trial.error.is_some());
-    Ok((if has_failed { End::SomeFailed } else { End::Done }, recipe))
+    Ok((Some(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }), recipe))
 }

@@ -4,8 +4,9 @@ use clap::{Args, builder::RangedU64ValueParser};
 use ferrotune::{
     Error, Result,
     atomic::check_writable,
-    job::{Assistant, default_cache_dir},
+    job::{Assistant, ForPrograms, default_cache_dir},
     precision::{ComputeDtype, DtypePolicy, parse_device},
+    progress::Event,
 };
 use std::{
     fmt::Display,
@@ -40,6 +41,33 @@ pub fn interrupted() -> ExitCode {
     match SIGNAL.get().map_or(0, |signal| signal.load(Ordering::Relaxed)) {
         0 => ExitCode::FAILURE,
         signal => ExitCode::from(128 + signal as u8),
+    }
+}
+
+/// Runs a job that people watch or, with `json`, a program, which is told of its end if it was interrupted or failed. Either gives the exit
+/// code of a job that came to its end, and `None` for one that was interrupted.
+pub fn run_observed(
+    json: bool,
+    for_programs: impl FnOnce(&mut ForPrograms<io::Stdout>, Arc<AtomicBool>) -> Result<Option<ExitCode>>,
+    for_people: impl FnOnce(Arc<AtomicBool>) -> Result<Option<ExitCode>>,
+) -> ExitCode {
+    let interruption = interruption();
+    let result = if json {
+        let mut observer = ForPrograms::new(io::stdout(), interruption.clone());
+        let result = for_programs(&mut observer, interruption);
+        match &result {
+            Ok(Some(_)) => {}
+            Ok(None) => observer.tell(&Event::Interrupted),
+            Err(error) => observer.tell(&Event::Error { message: &error.to_string() }),
+        }
+        result
+    } else {
+        for_people(interruption)
+    };
+    match result {
+        Ok(Some(code)) => code,
+        Ok(None) => interrupted(),
+        Err(error) => exit_code(Err(error)),
     }
 }
 

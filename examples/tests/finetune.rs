@@ -324,3 +324,40 @@ fn epochs_may_be_fractional_and_max_steps_wins() {
         assert_eq!(logged, expected, "{setting}");
     }
 }
+
+#[test]
+fn answers_to_the_validation_prompts_decide_which_adapter_is_kept() {
+    let job = Job::new();
+    // The same prompts before and after: what they score there must be what they scored during the training.
+    fs::copy(job.path("test.jsonl"), job.path("validation.jsonl")).unwrap();
+    let settings = [
+        "training.max_steps=6",
+        "training.learning_rate=0.5",
+        "lora.target_modules=all-linear",
+        "training.eval_strategy=steps",
+        "training.eval_steps=1",
+        "training.save_steps=1",
+        "training.predict_with_generate=true",
+        "training.load_best_model_at_end=true",
+        "training.metric_for_best_model=eval_chrf",
+        "evaluation.metrics=[\"chrf\"]",
+    ];
+    let run = job.finetune(&settings);
+    run.succeeded();
+    assert!(run.stderr.contains("validation answers at step 6: chrf "), "{run}");
+    let metrics = job.json("out/metrics.json");
+    let scores = metrics["validation"]["scores"].as_array().unwrap();
+    assert_eq!(scores.len(), 7, "before the first step and after each: {metrics}");
+    let chrf = |entry: &serde_json::Value| entry["chrf"].as_f64().unwrap();
+    // The first of the best ones, but for the evaluation before the first step.
+    let best = scores[1..].iter().map(chrf).fold(f64::MIN, f64::max);
+    let step = scores[1..].iter().find(|entry| chrf(entry) == best).unwrap()["step"].as_u64().unwrap();
+    assert!(scores.iter().any(|entry| chrf(entry) != best), "{metrics}");
+    let bytes = |path: &str| fs::read(job.path(path)).unwrap();
+    let kept = format!("out/checkpoint-{step}/adapter_model.safetensors");
+    assert!(bytes("out/adapter/adapter_model.safetensors") == bytes(&kept), "step {step}");
+    let state = job.json(&format!("out/checkpoint-{step}/trainer_state.json"));
+    assert_eq!(state["best_metric"].as_f64(), Some(best), "{state}");
+    assert_eq!(metrics["before"]["chrf"], scores[0]["chrf"], "{metrics}");
+    assert_eq!(metrics["after"]["chrf"].as_f64(), Some(best), "{metrics}");
+}

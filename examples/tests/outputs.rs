@@ -22,6 +22,7 @@ fn files_and_their_keys_are_those_of_the_page() {
     // So small a rate moves nothing, which a watcher finds.
     let settings = [
         "training.eval_strategy=epoch",
+        "training.predict_with_generate=true",
         "training.report_to=all",
         "training.max_steps=24",
         "training.learning_rate=1e-60",

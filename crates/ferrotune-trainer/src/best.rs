@@ -98,7 +98,14 @@ mod tests {
         let mut state = TrainerState::default();
         let mut stopped = None;
         for (index, &loss) in losses.iter().enumerate() {
-            let evaluation = Evaluation { loss, nll: loss, target_tokens: 1, examples: 1, seconds: 0.0 };
+            let evaluation = Evaluation {
+                loss,
+                nll: loss,
+                target_tokens: 1,
+                examples: 1,
+                seconds: 0.0,
+                metrics: [("f1".to_owned(), -loss)].into(),
+            };
             let record = EvaluationRecord { step: index + 1, epoch: 0.0, evaluation, evaluations_left: 0 };
             track(arguments, &record, &mut state);
             if stopped.is_none() && stops_early(arguments, &state) {
@@ -123,6 +130,17 @@ mod tests {
         // Small improvements are the best so far, and count as none.
         assert_eq!(after(&arguments(3, 0.1, None), &losses), (Some(6), Some(1.0), Some(5)));
         assert_eq!(after(&arguments(1, 0.0, Some(true)), &losses), (Some(1), Some(3.0), Some(2)));
+    }
+
+    #[test]
+    fn a_metric_that_was_measured_besides_is_judged_like_the_loss() {
+        let arguments = TrainingArguments {
+            metric_for_best_model: Some("eval_f1".to_owned()),
+            early_stopping_patience: Some(1),
+            ..TrainingArguments::default()
+        };
+        assert!(arguments.greater_is_better());
+        assert_eq!(after(&arguments, &[3.0, 2.0, 2.5]), (Some(2), Some(-2.0), Some(3)));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct LogRecord {
 }
 
 /// An evaluation of the validation set during a run.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct EvaluationRecord {
     /// Steps done; 0 before the first.

@@ -1,5 +1,6 @@
 //! The loss on data that is not trained on.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use ferrotune_kernels::Mode;
@@ -9,7 +10,7 @@ use crate::error::{Context, Place};
 use crate::{Dataset, Error, Result, TrainableModel};
 
 /// The result of an evaluation.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Evaluation {
     /// Negative log-likelihood per target token.
@@ -22,18 +23,20 @@ pub struct Evaluation {
     pub examples: usize,
     /// Seconds it took.
     pub seconds: f64,
+    /// What was measured besides, by name; see [`Trainer::with_compute_metrics`](crate::Trainer::with_compute_metrics).
+    pub metrics: BTreeMap<String, f64>,
 }
 
 impl Evaluation {
-    /// The metrics that a run can be judged by.
+    /// The metrics that every evaluation has.
     pub const METRICS: [&str; 2] = ["loss", "perplexity"];
 
-    /// The value of one of [`Evaluation::METRICS`].
+    /// The value of one of [`Evaluation::METRICS`], or of what was measured besides.
     pub fn metric(&self, name: &str) -> Option<f64> {
         match name {
             "loss" => Some(self.loss),
             "perplexity" => Some(self.perplexity()),
-            _ => None,
+            _ => self.metrics.get(name).copied(),
         }
     }
 
@@ -126,5 +129,6 @@ pub(crate) fn evaluate_unless<M: TrainableModel>(
         target_tokens,
         examples,
         seconds: start.elapsed().as_secs_f64(),
+        metrics: BTreeMap::new(),
     }))
 }

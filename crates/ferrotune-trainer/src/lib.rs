@@ -4,6 +4,7 @@ mod arguments;
 mod best;
 mod callback;
 mod checkpoint;
+mod compute_metrics;
 mod dataset;
 mod error;
 mod evaluation;

@@ -82,7 +82,7 @@ impl<M: TrainableModel> Trainer<'_, M> {
         // The evaluation before the first step holds.
         let is_at_start =
             |entry: &&LogEntry| matches!(entry, LogEntry::Evaluation(record) if record.step == 0);
-        state.log_history = self.state.log_history.iter().filter(is_at_start).copied().collect();
+        state.log_history = self.state.log_history.iter().filter(is_at_start).cloned().collect();
         Ok(SavedRun { state, parameters, optimizer })
     }
 }

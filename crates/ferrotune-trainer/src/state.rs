@@ -1,6 +1,6 @@
 //! What a run knows of itself, for a checkpoint.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -103,7 +103,7 @@ impl DataPosition {
 }
 
 /// An entry of [`TrainerState::log_history`].
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LogEntry {
     /// An evaluation: its numbers have `eval_` before their names.
@@ -166,11 +166,13 @@ struct EvaluationNames {
     eval_examples: usize,
     eval_runtime: f64,
     evaluations_left: usize,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    eval_metrics: BTreeMap<String, f64>,
 }
 
 fn write_evaluation<S: Serializer>(record: &EvaluationRecord, serializer: S) -> Result<S::Ok, S::Error> {
-    let EvaluationRecord { step, epoch, evaluation, evaluations_left } = *record;
-    let Evaluation { loss, nll, target_tokens, examples, seconds } = evaluation;
+    let EvaluationRecord { step, epoch, evaluation, evaluations_left } = record.clone();
+    let Evaluation { loss, nll, target_tokens, examples, seconds, metrics } = evaluation;
     EvaluationNames {
         step,
         epoch,
@@ -180,6 +182,7 @@ fn write_evaluation<S: Serializer>(record: &EvaluationRecord, serializer: S) -> 
         eval_examples: examples,
         eval_runtime: seconds,
         evaluations_left,
+        eval_metrics: metrics,
     }
     .serialize(serializer)
 }
@@ -195,6 +198,7 @@ fn read_evaluation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Evaluat
             target_tokens: names.eval_target_tokens,
             examples: names.eval_examples,
             seconds: names.eval_runtime,
+            metrics: names.eval_metrics,
         },
         evaluations_left: names.evaluations_left,
     })
@@ -205,8 +209,14 @@ mod tests {
     use super::*;
 
     fn state() -> TrainerState {
-        let evaluation =
-            Evaluation { loss: 0.1 + 0.2, nll: 3.3, target_tokens: 11, examples: 2, seconds: 0.25 };
+        let evaluation = Evaluation {
+            loss: 0.1 + 0.2,
+            nll: 3.3,
+            target_tokens: 11,
+            examples: 2,
+            seconds: 0.25,
+            metrics: [("rougeL".to_owned(), 100.0 / 3.0)].into(),
+        };
         TrainerState {
             epoch: 1.0 / 3.0,
             global_step: 5,

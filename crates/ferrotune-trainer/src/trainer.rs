@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -7,13 +8,14 @@ use std::time::Instant;
 use ferrotune_precision::{DtypePolicy, GradScaler};
 use tch::Tensor;
 
+use crate::compute_metrics::ComputeMetrics;
 use crate::error::BoxError;
 use crate::gradient::check_parameters;
 use crate::{
-    Action, Callback, Checkpoint, Checkpointer, Dataset, Error, EvaluationRecord, Finding, GradientReducer,
-    IntervalStrategy, LogEntry, LogRecord, NoReduction, Observation, Optimizer, OptimizerState,
-    ParameterGroup, Result, ResumeFromCheckpoint, SaveStrategy, Schedule, StepRecord, TrainOutcome,
-    TrainPlan, TrainableModel, TrainerState, TrainingArguments, WatchActions, best, evaluation,
+    Action, Callback, Checkpoint, Checkpointer, Dataset, Error, Evaluation, EvaluationRecord, Finding,
+    GradientReducer, IntervalStrategy, LogEntry, LogRecord, NoReduction, Observation, Optimizer,
+    OptimizerState, ParameterGroup, Result, ResumeFromCheckpoint, SaveStrategy, Schedule, StepRecord,
+    TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, WatchActions, best, evaluation,
 };
 
 /// Trains a model.
@@ -42,6 +44,7 @@ pub struct Trainer<'a, M: TrainableModel> {
     pub(crate) reducer: Box<dyn GradientReducer + 'a>,
     cancellation: Option<Arc<AtomicBool>>,
     pub(crate) checkpointer: Option<Box<dyn Checkpointer + 'a>>,
+    compute_metrics: Option<ComputeMetrics<'a>>,
     pub(crate) optimizer: Box<dyn Optimizer>,
     /// Scales the loss under `fp16`.
     pub(crate) grad_scaler: Option<GradScaler>,
@@ -87,6 +90,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             reducer: Box::new(NoReduction),
             cancellation: None,
             checkpointer: None,
+            compute_metrics: None,
             optimizer,
             grad_scaler,
             state: TrainerState::of(&plan),
@@ -101,6 +105,19 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     #[must_use]
     pub fn with_validation(mut self, validation: &'a dyn Dataset<Batch = M::Batch>) -> Self {
         self.validation = Some(validation);
+        self
+    }
+
+    /// Measures more than the loss at each evaluation of the validation set, such as scores of generated answers: `compute` gives a value for
+    /// each of `names`, by which the run can be judged (`metric_for_best_model`), or `None` if it was cancelled.
+    #[must_use]
+    pub fn with_compute_metrics(
+        mut self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+        compute: impl FnMut() -> std::result::Result<Option<BTreeMap<String, f64>>, BoxError> + 'a,
+    ) -> Self {
+        let names = names.into_iter().map(Into::into).collect();
+        self.compute_metrics = Some(ComputeMetrics { names, compute: Box::new(compute) });
         self
     }
 
@@ -226,6 +243,12 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             return Err(Error::InvalidArgument { field, found, expected });
         }
         self.check_carried_out()?;
+        let own = self.compute_metrics.iter().flat_map(|metrics| &metrics.names).map(String::as_str);
+        let known: Vec<&str> = Evaluation::METRICS.into_iter().chain(own).collect();
+        if !known.contains(&self.arguments.metric_name()) {
+            let found = self.arguments.metric_name();
+            return Err(Error::unknown_name("metric_for_best_model", found, &known));
+        }
         tracing::info!(?plan, "training");
         self.ended_by = None;
         let state = self.state.clone();
@@ -368,7 +391,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         let evaluation = self.evaluate()?;
         // As in transformers an evaluation before the first step is not judged: there is no checkpoint of it.
         let is_best = evaluation
-            .is_some_and(|record| step > 0 && best::track(&self.arguments, &record, &mut self.state));
+            .as_ref()
+            .is_some_and(|record| step > 0 && best::track(&self.arguments, record, &mut self.state));
         let is_due = match self.arguments.save_strategy {
             SaveStrategy::Best => is_best,
             _ => self.plan.saves_after(step) && (evaluation.is_some() || self.saved_step != Some(step)),
@@ -392,16 +416,20 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             })?;
             Ok(!self.is_cancelled())
         };
-        let Some(evaluation) = evaluation::evaluate_unless(model, validation, batch_size, &mut goes_on)?
+        let Some(mut evaluation) = evaluation::evaluate_unless(model, validation, batch_size, &mut goes_on)?
         else {
             return Ok(None);
         };
+        if let Some(metrics) = &mut self.compute_metrics {
+            let Some(metrics) = metrics.compute()? else { return Ok(None) };
+            evaluation.metrics = metrics;
+        }
         tracing::info!(step, loss = evaluation.loss, target_tokens = evaluation.target_tokens, "evaluated");
         let evaluations_left = self.plan.evaluations_left(step);
         let record = EvaluationRecord { step, epoch, evaluation, evaluations_left };
-        self.state.log_history.push(LogEntry::Evaluation(record));
+        self.state.log_history.push(LogEntry::Evaluation(record.clone()));
         // As in transformers an evaluation before the first step does not count.
-        if let Some(metric) = evaluation.metric(self.arguments.metric_name()).filter(|_| step > 0) {
+        if let Some(metric) = record.evaluation.metric(self.arguments.metric_name()).filter(|_| step > 0) {
             self.schedule.observe(metric);
             self.state.lr_scheduler = self.schedule.state();
         }

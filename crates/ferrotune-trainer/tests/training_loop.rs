@@ -465,8 +465,8 @@ fn evaluations_change_no_bit_of_the_training_and_are_not_in_its_seconds() {
         assert_eq!(model.values(), bare.values());
         let steps: Vec<usize> = outcome.evaluations.iter().map(|record| record.step).collect();
         assert_eq!(steps, expected);
-        let last = outcome.evaluations.last().unwrap().evaluation;
-        assert_eq!(outcome.validation, Some(last));
+        let last = &outcome.evaluations.last().unwrap().evaluation;
+        assert_eq!(outcome.validation, Some(last.clone()));
         assert_eq!(last.loss, evaluate(&model, &validation, 2).unwrap().loss);
         assert!(outcome.time_to_first_step.unwrap() <= outcome.seconds);
     }

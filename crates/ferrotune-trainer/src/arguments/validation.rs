@@ -1,7 +1,7 @@
 //! Which values no run can use.
 
 use super::TrainingArguments;
-use crate::{Error, Evaluation, IntervalStrategy, OptimizerName, Result, SaveStrategy, SchedulerType};
+use crate::{Error, IntervalStrategy, OptimizerName, Result, SaveStrategy, SchedulerType};
 
 impl TrainingArguments {
     /// Refuses values that no run can use.
@@ -93,13 +93,6 @@ impl TrainingArguments {
     fn validate_choices(&self) -> Result<()> {
         if let Some(name) = self.report_to.iter().find(|name| !REPORTERS.contains(&name.as_str())) {
             return Err(Error::unknown_name("report_to", name, &REPORTERS));
-        }
-        if !Evaluation::METRICS.contains(&self.metric_name()) {
-            return Err(Error::unknown_name(
-                "metric_for_best_model",
-                self.metric_name(),
-                &Evaluation::METRICS,
-            ));
         }
         let refuse = |field, found, expected| Err(Error::InvalidArgument { field, found, expected });
         let defaults = Self::default();
@@ -260,11 +253,6 @@ mod tests {
         let message = refusal(|a| a.report_to = vec!["tensorbord".into()]);
         assert!(
             message.contains("report_to") && message.contains("did you mean \"tensorboard\"?"),
-            "{message}"
-        );
-        let message = refusal(|a| a.metric_for_best_model = Some("eval_los".into()));
-        assert!(
-            message.contains("metric_for_best_model") && message.contains("did you mean \"loss\"?"),
             "{message}"
         );
     }

@@ -175,6 +175,9 @@ impl Callback for Reporting {
             ("train/epoch", record.epoch),
         ];
         self.scalars(record.step, &scalars);
+        for (name, &value) in &evaluation.metrics {
+            self.scalars(record.step, &[(&format!("eval/{name}"), value)]);
+        }
         Ok(())
     }
 

@@ -119,7 +119,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// Keys that change the steps, or what a run takes for its best.
-    const FIXED: [&str; 44] = [
+    const FIXED: [&str; 45] = [
         "seed",
         "data_seed",
         "data.max_train",
@@ -154,6 +154,7 @@ mod tests {
         "training.optim",
         "training.optim_args",
         "training.loraplus_lr_ratio",
+        "training.predict_with_generate",
         "training.metric_for_best_model",
         "training.greater_is_better",
         "watch.non_finite",

@@ -113,6 +113,7 @@ mod tests {
             save_steps: 7.0,
             save_total_limit: None,
             load_best_model_at_end: true,
+            predict_with_generate: true,
             metric_for_best_model: Some("eval_perplexity".to_owned()),
             greater_is_better: Some(false),
             early_stopping_patience: Some(3),
@@ -127,8 +128,8 @@ mod tests {
         let arguments = serde_json::to_value(arguments).unwrap();
         let [training, defaults] = [&recipe.training, &TrainingSection::default()]
             .map(|section| serde_json::to_value(section).unwrap());
-        // What reads and writes checkpoints reads these two itself.
-        let others = ["save_total_limit", "resume_from_checkpoint"];
+        // What reads and writes checkpoints, and what answers prompts, reads these itself.
+        let others = ["save_total_limit", "resume_from_checkpoint", "predict_with_generate"];
         let keys = training.as_object().unwrap().iter().filter(|(key, _)| !others.contains(&key.as_str()));
         for (key, value) in keys {
             assert_ne!(*value, defaults[key], "{key} is not tried");

@@ -1,7 +1,7 @@
 //! What runs on one model and one data have in common.
 
 use super::{
-    Assistant,
+    Assistant, Prompts,
     data::{Data, DataFiles},
     default_cache_dir,
     evaluation::{Pass, TestSet},
@@ -13,6 +13,7 @@ use crate::{
     report::{DataMetrics, Split},
 };
 use ferrotune_data::{Preflight, Tokenized};
+use ferrotune_metrics::Metric;
 use ferrotune_precision::{ComputeDtype, DtypePolicy, parse_device};
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ pub(crate) struct Base {
     pub(super) train: Arc<[Tokenized]>,
     pub(super) validation: Option<Arc<[Tokenized]>>,
     pub(super) test: Option<TestSet>,
+    /// The prompts of the validation data, where they are to be answered during the training.
+    pub(super) validation_prompts: Option<TestSet>,
     pub(super) preflight: Preflight,
     pub(super) data: DataMetrics,
     /// For the report.
@@ -36,7 +39,7 @@ impl Base {
         let device = parse_device(&recipe.runtime.device)?;
         let policy = DtypePolicy::for_compute(recipe.runtime.compute_dtype.parse::<ComputeDtype>()?)?;
         let metrics = recipe.evaluation.metrics.iter().map(|name| name.parse());
-        let metrics = metrics.collect::<std::result::Result<_, _>>()?;
+        let metrics = metrics.collect::<std::result::Result<Vec<Metric>, _>>()?;
         observer.stage("reading data");
         let files = DataFiles::read(recipe, observer)?;
         if observer.cancelled() {
@@ -47,17 +50,29 @@ impl Base {
         if observer.cancelled() {
             return Ok(None);
         }
-        let Data { train, validation, test, preflight, metrics: data, splits } =
+        let Data { train, validation, validation_prompts, test, preflight, metrics: data, splits } =
             files.prepare(recipe, &assistant, observer)?;
-        let test = test.map(|test| TestSet {
-            examples: test.examples,
-            prompts: test.prompt_ids,
-            metrics,
+        let to_answer = |prompts: Prompts| TestSet {
+            examples: prompts.examples,
+            prompts: prompts.prompt_ids,
+            metrics: metrics.clone(),
             max_new_tokens: recipe.generation.max_new_tokens,
             batch_size: recipe.generation.batch_size,
-        });
+        };
+        let (test, validation_prompts) = (test.map(to_answer), validation_prompts.map(to_answer));
         let (train, validation) = (train.into(), validation.map(Arc::from));
-        Ok(Some(Self { assistant, train, validation, test, preflight, data, splits, before: None }))
+        let before = None;
+        Ok(Some(Self {
+            assistant,
+            train,
+            validation,
+            validation_prompts,
+            test,
+            preflight,
+            data,
+            splits,
+            before,
+        }))
     }
 
     /// Answers the test prompts and scores the answers; `None` if there are none, or the observer cancels.

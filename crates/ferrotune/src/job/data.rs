@@ -31,6 +31,8 @@ struct DataFile {
 pub(super) struct Data {
     pub train: Vec<Tokenized>,
     pub validation: Option<Vec<Tokenized>>,
+    /// The prompts of the validation file, where they are to be answered.
+    pub validation_prompts: Option<Prompts>,
     pub test: Option<Prompts>,
     pub preflight: Preflight,
     pub metrics: DataMetrics,
@@ -72,9 +74,16 @@ impl DataFiles {
             on_error: recipe.data.on_error,
         };
         let train = Rows::new(train, &options, assistant, observer);
+        let to_answer = validation.as_ref().filter(|_| recipe.training.predict_with_generate);
+        let (max_new_tokens, on_error) = (recipe.generation.max_new_tokens, recipe.data.on_error);
+        // What is refused there is refused as rows as well, and said of them.
+        let validation_prompts = to_answer
+            .map(|file| assistant.prompts(file.examples.clone(), max_new_tokens, on_error))
+            .transpose();
         let validation = validation.map(|file| Rows::new(file, &options, assistant, observer)).transpose();
         let test = test.map(|file| TestPrompts::new(file, recipe, assistant, observer)).transpose();
         let (train, validation, test) = all(train, validation, test)?;
+        let validation_prompts = validation_prompts?;
 
         let preflight = train.preflight(assistant, options.max_length)?;
         observer.note(&preflight.to_string());
@@ -93,6 +102,7 @@ impl DataFiles {
         Ok(Data {
             train: train.found.rows,
             validation: validation.map(|rows| rows.found.rows),
+            validation_prompts,
             test: test.map(|test| test.prompts),
             preflight,
             metrics,

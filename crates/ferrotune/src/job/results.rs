@@ -10,7 +10,7 @@ use crate::{
     recipe::{Recipe, TargetModules},
     report::{
         Lengths, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
-        ValidationStep, WatcherMark,
+        ValidationScores, ValidationStep, WatcherMark,
     },
 };
 use ferrotune_data::{Preflight, Tokenized};
@@ -19,14 +19,20 @@ use std::path::Path;
 
 /// `validation` of `metrics.json`.
 pub(super) fn validation_metrics(outcome: &TrainOutcome) -> Option<ValidationMetrics> {
-    let last = outcome.validation?;
+    let last = outcome.validation.as_ref()?;
     let history: Vec<ValidationStep> = outcome
         .evaluations
         .iter()
         .map(|record| ValidationStep { step: record.step as u64, loss: record.evaluation.loss })
         .collect();
+    let scored = outcome.evaluations.iter().filter(|record| !record.evaluation.metrics.is_empty());
+    let scores = scored.map(|record| ValidationScores {
+        step: record.step as u64,
+        scores: record.evaluation.metrics.clone(),
+    });
     Some(ValidationMetrics {
         loss: last.loss,
+        scores: scores.collect(),
         loss_before: history.iter().find(|at| at.step == 0).map(|at| at.loss),
         history,
         examples: last.examples as u64,

@@ -23,6 +23,7 @@ use crate::{
     report::Metrics,
 };
 use ferrotune_lora::Adapter;
+use ferrotune_metrics::Metric;
 use ferrotune_precision::{CpuFeatures, peak_rss_mib, resident_bytes};
 use ferrotune_trainer::{
     Finding, OptimizerName, Reporting, TrainOutcome, TrainPlan, Trainer, TrainingArguments,
@@ -240,6 +241,9 @@ impl<'a> Opened<'a> {
         if let Some(saved) = saved {
             observer.begin_with(logged_steps(saved.state.history()));
         }
+        // Answers are those of the adapter from here on.
+        base.assistant.adapter = Some(adapter.shallow_clone());
+        let base = &*base;
         let model = &base.assistant.model;
         let saver = Saver::start(
             Writer {
@@ -280,6 +284,15 @@ impl<'a> Opened<'a> {
             if let Some(validation_set) = &validation_set {
                 trainer = trainer.with_validation(validation_set);
             }
+            if let Some(prompts) = &base.validation_prompts {
+                trainer = trainer.with_compute_metrics(prompts.metrics.iter().map(Metric::to_string), || {
+                    let mut training = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    let pass = prompts.run(&base.assistant, &mut *training.observer)?;
+                    Ok(pass.map(|pass| {
+                        pass.scores.iter().map(|(name, at)| (name.to_owned(), at.value)).collect()
+                    }))
+                });
+            }
             if recipe.training.save_strategy != "no" {
                 trainer = trainer.with_checkpointer(saver.checkpointer(&adapter));
             }
@@ -307,7 +320,6 @@ impl<'a> Opened<'a> {
                 .save_trained(&adapter, &recipe.to_toml()?)
                 .map_err(|error| written.last_words(error))?;
         }
-        base.assistant.adapter = Some(adapter);
         Ok(Some(Trained { outcome, plan, train_set, gemm_share, written, reporting, begun }))
     }
 

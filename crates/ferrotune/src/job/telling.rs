@@ -81,6 +81,7 @@ impl Callback for Tell<'_, '_> {
             total_steps: plan.max_steps,
             loss: record.evaluation.loss,
             seconds: record.evaluation.seconds,
+            metrics: record.evaluation.metrics.clone(),
             evaluations_left: record.evaluations_left,
         });
         Ok(())

@@ -1,6 +1,9 @@
 //! What happens in a run, for other programs.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
 use ferrotune_trainer::Finding;
 use serde::Serialize;
@@ -54,6 +57,8 @@ pub enum Event<'a> {
         loss: f64,
         /// Seconds that it took.
         seconds: f64,
+        /// The scores of the answers to its prompts, by metric.
+        metrics: &'a BTreeMap<String, f64>,
     },
     /// A watcher found a fault of the training.
     Finding {
@@ -147,10 +152,10 @@ impl From<&Step> for Event<'_> {
     }
 }
 
-impl From<&Validated> for Event<'_> {
-    fn from(validated: &Validated) -> Self {
-        let Validated { step, total_steps, loss, seconds, .. } = *validated;
-        Self::Validation { step, total_steps, loss, seconds }
+impl<'a> From<&'a Validated> for Event<'a> {
+    fn from(validated: &'a Validated) -> Self {
+        let Validated { step, total_steps, loss, seconds, ref metrics, .. } = *validated;
+        Self::Validation { step, total_steps, loss, seconds, metrics }
     }
 }
 
@@ -252,7 +257,9 @@ mod tests {
             let generating = Generating { prompts, total_prompts: 16, new_tokens, seconds: 1.0 };
             writer.write(&(&generating).into()).unwrap();
         }
-        let validated = Validated { step: 4, total_steps: 80, loss: 2.5, seconds: 1.5, evaluations_left: 1 };
+        let metrics = [("rougeL".to_owned(), 23.5)].into();
+        let validated =
+            Validated { step: 4, total_steps: 80, loss: 2.5, seconds: 1.5, metrics, evaluations_left: 1 };
         writer.write(&(&validated).into()).unwrap();
         let metrics = crate::report::Metrics::default();
         writer.write(&Event::Done { output_dir: "runs/x", metrics: Some(&metrics) }).unwrap();
@@ -266,7 +273,7 @@ mod tests {
                 r#"{"event":"note","text":"two\nlines"}"#,
                 r#"{"event":"generation","prompts":8,"total_prompts":16,"new_tokens":8,"new_tokens_per_s":8.0}"#,
                 r#"{"event":"generation","prompts":16,"total_prompts":16,"new_tokens":24,"new_tokens_per_s":24.0}"#,
-                r#"{"event":"validation","step":4,"total_steps":80,"loss":2.5,"seconds":1.5}"#,
+                r#"{"event":"validation","step":4,"total_steps":80,"loss":2.5,"seconds":1.5,"metrics":{"rougeL":23.5}}"#,
                 r#"{"event":"done","output_dir":"runs/x","metrics":{}}"#,
             ]
         );

@@ -8,6 +8,8 @@ mod events;
 mod pace;
 mod people;
 
+use std::collections::BTreeMap;
+
 pub use events::{Event, EventWriter};
 pub use people::Progress;
 
@@ -62,7 +64,7 @@ pub struct Generating {
 }
 
 /// The validation loss after some step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Validated {
     /// Steps done; 0 before the first.
     pub step: usize,
@@ -72,6 +74,8 @@ pub struct Validated {
     pub loss: f64,
     /// Seconds that it took.
     pub seconds: f64,
+    /// The scores of the answers to its prompts, by metric; none where these are not answered.
+    pub metrics: BTreeMap<String, f64>,
     /// Measurements that are still to come in this run.
     pub evaluations_left: usize,
 }

@@ -132,7 +132,7 @@ impl Progress {
     /// The validation loss was measured. Between steps it stands beside the loss of those that follow, with the step that it is of;
     /// before the first and after the last it has a line of its own.
     pub fn validated(&mut self, validated: &Validated) {
-        let Validated { step, total_steps, loss, seconds, evaluations_left } = *validated;
+        let Validated { step, total_steps, loss, seconds, ref metrics, evaluations_left } = *validated;
         let length = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         if let Sink::Bars(bars) = &mut self.sink {
             bars.end_evaluation();
@@ -145,6 +145,11 @@ impl Progress {
             self.note(&format!("validation loss {loss:.3} after training"));
         } else {
             self.validation = Some((step, loss));
+        }
+        if !metrics.is_empty() {
+            let scores: Vec<String> =
+                metrics.iter().map(|(name, value)| format!("{name} {value:.1}")).collect();
+            self.note(&format!("validation answers at step {step}: {}", scores.join(", ")));
         }
     }
 
@@ -342,8 +347,14 @@ mod tests {
         let out = Shared::default();
         let mut progress = Progress::lines(out.clone(), Duration::ZERO);
         progress.stage("training");
-        let validated =
-            |step, loss| Validated { step, total_steps: 80, loss, seconds: 0.0, evaluations_left: 1 };
+        let validated = |step, loss| Validated {
+            step,
+            total_steps: 80,
+            loss,
+            seconds: 0.0,
+            metrics: std::collections::BTreeMap::new(),
+            evaluations_left: 1,
+        };
         progress.validated(&validated(0, 3.5));
         progress.step(&step(40));
         progress.validated(&validated(40, 2.75));

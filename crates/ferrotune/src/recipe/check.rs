@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ferrotune_trainer::{Schedule, SchedulerType};
+use ferrotune_trainer::{Evaluation, Schedule, SchedulerType};
 
 use super::config::Recipe;
 use super::problem::{Place, Problem, ProblemKind};
@@ -85,6 +85,29 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
                 training.eval_strategy
             ),
         );
+    }
+    if training.predict_with_generate && data.validation.is_none() {
+        contradiction(
+            ["training.predict_with_generate", "data.validation"],
+            "`training.predict_with_generate` answers the prompts of a file that is not given; add `data.validation`, or remove it"
+                .to_owned(),
+        );
+    }
+    let metric = training.metric_for_best_model.as_deref().and_then(|name| name.strip_prefix("eval_"));
+    if let Some(metric) = metric.filter(|name| !Evaluation::METRICS.contains(name)) {
+        if !training.predict_with_generate {
+            contradiction(
+                ["training.metric_for_best_model", "training.predict_with_generate"],
+                format!(
+                    "{metric} scores answers, and `training.predict_with_generate` is false; set it to true"
+                ),
+            );
+        } else if !recipe.evaluation.metrics.iter().any(|name| name == metric) {
+            contradiction(
+                ["training.metric_for_best_model", "evaluation.metrics"],
+                format!("{metric} is not among `evaluation.metrics`; add it there"),
+            );
+        }
     }
     if training.early_stopping_patience.is_none() && training.early_stopping_threshold > 0.0 {
         contradiction(

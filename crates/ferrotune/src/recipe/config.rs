@@ -13,7 +13,7 @@ use super::problem::{Place, Problem, ProblemKind};
 use super::reader::{Reader, one_of};
 use super::schema::{
     COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
-    REPORT_TO, SAVE_STRATEGIES,
+    REPORT_TO, SAVE_STRATEGIES, VALIDATION_METRICS,
 };
 use super::sections::{
     ALL_LINEAR, DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,
@@ -336,7 +336,8 @@ fn read_saving(s: &mut Reader<'_>, training: &mut TrainingSection) {
     set(&mut training.save_steps, steps);
     training.save_total_limit = s.count("save_total_limit", 1);
     set(&mut training.load_best_model_at_end, s.boolean("load_best_model_at_end"));
-    training.metric_for_best_model = s.choice("metric_for_best_model", &["eval_loss", "eval_perplexity"]);
+    training.metric_for_best_model = s.choice("metric_for_best_model", VALIDATION_METRICS);
+    set(&mut training.predict_with_generate, s.boolean("predict_with_generate"));
     training.greater_is_better = s.boolean("greater_is_better");
     training.early_stopping_patience = s.count("early_stopping_patience", 1);
     let threshold = s.number("early_stopping_threshold", "a number of at least 0", |value| value >= 0.0);

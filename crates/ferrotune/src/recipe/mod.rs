@@ -100,7 +100,7 @@ pub use problem::{Place, Problem, ProblemKind};
 pub(crate) use schema::keys;
 pub use schema::{
     COMPUTE_DTYPES, DEVICES, EVAL_STRATEGIES, LOGGING_STRATEGIES, LR_SCHEDULER_TYPES, METRICS, OPTIMIZERS,
-    REPORT_TO, SAVE_STRATEGIES,
+    REPORT_TO, SAVE_STRATEGIES, VALIDATION_METRICS,
 };
 pub use sections::{
     DataSection, EvaluationSection, GenerationSection, LoraSection, ModelSection, RuntimeSection,

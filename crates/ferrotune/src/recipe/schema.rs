@@ -73,6 +73,7 @@ pub(super) const SECTIONS: [(&str, &[&str]); 9] = [
             "save_steps",
             "save_total_limit",
             "load_best_model_at_end",
+            "predict_with_generate",
             "metric_for_best_model",
             "greater_is_better",
             "early_stopping_patience",
@@ -90,6 +91,24 @@ pub(super) const SECTIONS: [(&str, &[&str]); 9] = [
 
 /// The metrics that `evaluation.metrics` takes, by the names of rouge-score and sacrebleu.
 pub const METRICS: &[&str] = names_of!(Metric);
+/// What `training.metric_for_best_model` takes: the metrics of every validation, and those of its answers.
+pub const VALIDATION_METRICS: &[&str] = &[
+    "eval_loss",
+    "eval_perplexity",
+    "eval_rouge1",
+    "eval_rouge2",
+    "eval_rouge3",
+    "eval_rouge4",
+    "eval_rouge5",
+    "eval_rouge6",
+    "eval_rouge7",
+    "eval_rouge8",
+    "eval_rouge9",
+    "eval_rougeL",
+    "eval_rougeLsum",
+    "eval_bleu",
+    "eval_chrf",
+];
 /// The schedules that `training.lr_scheduler_type` takes, by transformers' names.
 pub const LR_SCHEDULER_TYPES: &[&str] = names_of!(SchedulerType);
 /// The optimizers that `training.optim` takes, by transformers' names.
@@ -148,4 +167,16 @@ pub(super) fn nearest_key(section: &str, key: &str) -> Option<String> {
 /// The section that was probably meant.
 pub(super) fn nearest_section(section: &str) -> Option<String> {
     nearest(section, section_names()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_validation_is_judged_by_its_own_metrics_or_those_of_its_answers() {
+        let own = ferrotune_trainer::Evaluation::METRICS;
+        let all = own.iter().chain(METRICS).map(|name| format!("eval_{name}"));
+        assert!(all.eq(VALIDATION_METRICS.iter().map(|name| (*name).to_owned())));
+    }
 }

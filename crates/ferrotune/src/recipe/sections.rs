@@ -202,10 +202,14 @@ pub struct TrainingSection {
     pub save_total_limit: Option<usize>,
     /// Whether the adapter of the best checkpoint is the result, not that of the last step. Default: false.
     pub load_best_model_at_end: bool,
-    /// What the validation is judged by: `"eval_loss"` or `"eval_perplexity"`. Default: the loss.
+    /// Whether the prompts of the validation file are answered, too, wherever its loss is measured, and the answers scored by
+    /// `evaluation.metrics`. Default: false.
+    pub predict_with_generate: bool,
+    /// What the validation is judged by: `"eval_loss"`, `"eval_perplexity"`, or with `predict_with_generate` one of
+    /// `evaluation.metrics` with `eval_` before it. Default: the loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric_for_best_model: Option<String>,
-    /// Whether more of it is better. Default: false for both.
+    /// Whether more of it is better. Default: false for loss and perplexity, true for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub greater_is_better: Option<bool>,
     /// End the run after so many validations in a row that are not better than the best. Default: never.
@@ -259,6 +263,7 @@ impl Default for TrainingSection {
             save_steps: 500.0,
             save_total_limit: None,
             load_best_model_at_end: false,
+            predict_with_generate: false,
             metric_for_best_model: None,
             greater_is_better: None,
             early_stopping_patience: None,

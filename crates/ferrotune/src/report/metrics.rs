@@ -1,5 +1,7 @@
 //! `metrics.json`: the numbers of a run, for other programs.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::scores::Scores;
@@ -140,6 +142,9 @@ pub struct ValidationMetrics {
     pub loss_before: Option<f64>,
     /// Every measurement in order, those before the first step and after the last one included.
     pub history: Vec<ValidationStep>,
+    /// The scores of the answers to its prompts, where these were answered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scores: Vec<ValidationScores>,
     /// Examples.
     pub examples: u64,
     /// Target tokens.
@@ -187,6 +192,17 @@ pub struct ValidationStep {
     /// The loss.
     #[serde(deserialize_with = "number_or_nan")]
     pub loss: f64,
+}
+
+/// The scores of the answers to the prompts of the validation data after some step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ValidationScores {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The scores, by metric.
+    #[serde(flatten)]
+    pub scores: BTreeMap<String, f64>,
 }
 
 /// `generation`: the last pass over the test prompts.
@@ -261,6 +277,7 @@ mod tests {
                 loss: 2.25,
                 loss_before: Some(3.5),
                 history: vec![ValidationStep { step: 0, loss: 3.5 }, ValidationStep { step: 80, loss: 2.25 }],
+                scores: vec![ValidationScores { step: 80, scores: [("rougeL".to_owned(), 31.5)].into() }],
                 examples: 100,
                 target_tokens: 1_000,
             }),

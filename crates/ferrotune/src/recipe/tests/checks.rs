@@ -30,6 +30,24 @@ fn contradictions_are_refused_with_their_place() {
              \"epoch\", or remove `eval_delay`",
         ),
         (
+            &["training.predict_with_generate=true"],
+            "--set training.predict_with_generate=true: `training.predict_with_generate` answers the prompts of a file that is not \
+             given; add `data.validation`, or remove it",
+        ),
+        (
+            &["data.validation=v", "training.metric_for_best_model=eval_rougeL"],
+            "--set training.metric_for_best_model=eval_rougeL: rougeL scores answers, and `training.predict_with_generate` is false; \
+             set it to true",
+        ),
+        (
+            &[
+                "data.validation=v",
+                "training.predict_with_generate=true",
+                "training.metric_for_best_model=eval_bleu",
+            ],
+            "--set training.metric_for_best_model=eval_bleu: bleu is not among `evaluation.metrics`; add it there",
+        ),
+        (
             &["training.early_stopping_threshold=0.5"],
             "--set training.early_stopping_threshold=0.5: `training.early_stopping_threshold` is 0.5, but there is no \
              `training.early_stopping_patience`, without which no run stops early; add it, or remove the threshold",

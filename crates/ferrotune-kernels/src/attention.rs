@@ -8,7 +8,7 @@ use crate::{
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::ops::Range;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What attention is told beside its tensors.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ pub struct AttentionOptions {
 /// `h` reads key head `h / (heads / kv_heads)`.
 ///
 /// On the CPU no matrix of all queries by all keys exists, forward or backward. In f32, where `head_dim` is a multiple of 16, blocks of
-/// queries meet the keys that one of them sees. Else libtorch's attention goes through keys and queries in tiles; with a window, some
+/// queries meet the keys that one of them sees; tensors in 16 bits are computed in f32 there, and kept in 16 bits. Else libtorch's attention goes through keys and queries in tiles; with a window, some
 /// hundred queries at a time are held against the keys that one of them sees.
 ///
 /// # Shapes
@@ -264,6 +264,17 @@ fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
     }
 }
 
+/// Tensors of 16 bits on the CPU in f32, in which attention is computed there; others as they are.
+fn widened<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut wide = tensors.map(Tensor::shallow_clone);
+    for tensor in &mut wide {
+        if tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::BFloat16 | Kind::Half) {
+            *tensor = tensor.f_to_kind(Kind::Float)?;
+        }
+    }
+    Ok(wide)
+}
+
 /// Attention sequence by sequence.
 struct Segments {
     layout: SequenceLayout,
@@ -273,10 +284,11 @@ struct Segments {
 impl Segments {
     /// The result, and the log-sum-exps that backward needs.
     fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Vec<Tensor>)> {
+        let [wide_q, wide_k, wide_v] = widened([q, k, v])?;
         if let Some([output, log_sum_exp]) =
-            cpu::attention::forward([q, k, v], self.layout.segments(), self.options)?
+            cpu::attention::forward([&wide_q, &wide_k, &wide_v], self.layout.segments(), self.options)?
         {
-            return Ok((output, vec![log_sum_exp]));
+            return Ok((output.f_to_kind(q.kind())?, vec![log_sum_exp]));
         }
         let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
         for segment in self.layout.segments() {
@@ -303,15 +315,19 @@ impl Segments {
         // One of all heads and tokens.
         if let [log_sum_exp] = log_sum_exps
             && log_sum_exp.dim() == 2
-            && cpu::attention::backward(
-                [q, k, v],
-                [grad, output, log_sum_exp],
-                results,
-                self.layout.segments(),
-                self.options,
-            )?
         {
-            return Ok(());
+            let [wide_q, wide_k, wide_v] = widened([q, k, v])?;
+            let [wide_grad, wide_output] = widened([grad, output])?;
+            let (of, segments) = ([&wide_grad, &wide_output, log_sum_exp], self.layout.segments());
+            let wide = widened(results.each_ref())?;
+            if cpu::attention::backward([&wide_q, &wide_k, &wide_v], of, &wide, segments, self.options)? {
+                for (result, wide) in
+                    results.iter().zip(&wide).filter(|(result, wide)| result.kind() != wide.kind())
+                {
+                    result.shallow_clone().f_copy_(wide)?;
+                }
+                return Ok(());
+            }
         }
         let [grad_q, grad_k, grad_v] = results;
         let mut mask = LastMask::default();
@@ -482,7 +498,6 @@ impl Function for RotaryAttention {
 mod tests {
     use super::*;
     use crate::cpu::noise;
-    use tch::Kind;
 
     #[test]
     fn blocks_cover_what_each_query_sees_and_no_mask_is_larger_than_a_block() {

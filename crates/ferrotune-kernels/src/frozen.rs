@@ -3,6 +3,7 @@
 use crate::{
     cpu::{Compact, FEW_ROWS, Matrix, Term, add_products, sum_of_products},
     error::{Result, check_shape},
+    filled_rows::filled_up,
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -162,7 +163,8 @@ impl FrozenWeight {
         if let Some(y) = sum(base, updates.iter().map(of))? {
             return Ok(y);
         }
-        let mut y = x.f_matmul(&self.weight.f_tr()?)?;
+        let rows = x.size()[0];
+        let mut y = filled_up(x)?.f_matmul(&self.weight.f_tr()?)?.f_narrow(0, 0, rows)?;
         if add_all(&mut y, updates.iter().map(of)) {
             return Ok(y);
         }
@@ -183,7 +185,8 @@ impl FrozenWeight {
         if let Some(grad_x) = sum(base, updates.iter().map(of))? {
             return Ok(grad_x);
         }
-        let mut grad_x = grad.f_matmul(&self.weight)?;
+        let rows = grad.size()[0];
+        let mut grad_x = filled_up(grad)?.f_matmul(&self.weight)?.f_narrow(0, 0, rows)?;
         if add_all(&mut grad_x, updates.iter().map(of)) {
             return Ok(grad_x);
         }

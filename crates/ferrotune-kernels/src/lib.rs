@@ -6,6 +6,7 @@ mod cached_attention;
 mod cpu;
 mod dropout;
 mod error;
+mod filled_rows;
 mod frozen;
 mod gradients;
 mod head_loss;

@@ -4,6 +4,7 @@ use crate::{
     cpu::product,
     dropout::Dropout,
     error::{Error, Result, check_shape},
+    filled_rows::filled_up,
     frozen::{FrozenWeight, Update, flatten_rows, frozen_linear},
     prologue::{OwnedPrologue, Prologue},
     random::Mode,
@@ -231,7 +232,9 @@ impl Function for GroupedLora {
     ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
+        let rows = x.size()[0];
         let p = self.prologue.forward(x)?.y.f_to_kind(self.weight.kind())?;
+        let p = filled_up(&p)?;
         let projected = self.project(&p, adapters)?;
         let updates: Vec<Update> = (self.places.iter().zip(&projected).zip(adapters.chunks(2)))
             .map(|((place, projected), pair)| Update {
@@ -244,6 +247,7 @@ impl Function for GroupedLora {
         if let Some(bias) = self.bias.take() {
             y = y.f_add_(&bias)?;
         }
+        let y = y.f_narrow(0, 0, rows)?;
         context.save(&inputs);
         // `x A^T` is small beside x: kept, it costs less than the product that would compute it again.
         context.save(&projected.iter().collect::<Vec<_>>());
@@ -262,10 +266,11 @@ impl Function for GroupedLora {
         let kind = adapters[0].kind();
         let stepped = self.prologue.forward(x)?;
         let p = stepped.y.f_to_kind(self.weight.kind())?;
+        let (p, filled_grad) = (filled_up(&p)?, filled_up(grad)?);
         let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
         let mut grad_projected = Vec::with_capacity(self.places.len());
         for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
-            let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
+            let grad_y = filled_grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
             // d loss / d (dropout(x) A^T) = scaling * grad_y B, [tokens, rank]
             let through = multiply(&grad_y, pair[1])?.f_mul_scalar_(place.scaling)?;
             let grad_a = match context.needs_input_grad(1 + results.len()) {
@@ -276,7 +281,10 @@ impl Function for GroupedLora {
             grad_projected.push(through);
         }
         let grad_x = match context.needs_input_grad(0) {
-            true => Some(self.input_gradient(grad, &grad_projected, adapters)?.f_to_kind(x.kind())?),
+            true => {
+                let grad_x = self.input_gradient(&filled_grad, &grad_projected, adapters)?;
+                Some(grad_x.f_narrow(0, 0, x.size()[0])?.f_to_kind(x.kind())?)
+            }
             false => None,
         };
         let grad_x = grad_x.map(|grad| self.prologue.backward(grad, x, &stepped)).transpose()?;

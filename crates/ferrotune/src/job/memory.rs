@@ -76,8 +76,7 @@ impl MemoryNeed {
         max_new_tokens: usize,
         batch_size: usize,
     ) -> Self {
-        Self::of_answers(model.config(), prompts, max_new_tokens, batch_size)
-            .with("weights in fewer bits", model.compact_bytes() as u64)
+        Self::of_answers(model.config(), prompts, max_new_tokens, batch_size).and_answers(model)
     }
 
     fn of_answers(
@@ -100,6 +99,11 @@ impl MemoryNeed {
                 ("holes between them", bytes(pass, shape.holes())),
             ],
         }
+    }
+
+    /// With answers before or between its steps, whose weights in fewer bits stay.
+    pub fn and_answers(self, model: &CausalLm) -> Self {
+        self.with("weights in fewer bits", model.compact_bytes() as u64)
     }
 
     fn with(mut self, part: &'static str, bytes: u64) -> Self {

@@ -19,7 +19,7 @@ use crate::{
     Error, Result,
     checkpoint::{self, InputFile, Saved, Saver, Writer, Written},
     progress::{Evaluating, Generating, RangeStep, RolledBack, Step, Validated},
-    recipe::{Recipe, ResumeFromCheckpoint},
+    recipe::{RESULTS, Recipe, ResumeFromCheckpoint},
     report::Metrics,
 };
 use ferrotune_lora::Adapter;
@@ -195,6 +195,10 @@ impl<'a> Opened<'a> {
             return Ok(None);
         }
         let saved = if resumes { resume::choose(recipe, observer)? } else { None };
+        if resumes && saved.is_none() && resume::holds_another(recipe) {
+            let (path, found) = (recipe.output_dir.clone(), RESULTS[1].to_owned());
+            return Err(Error::OutputExists { path, found });
+        }
         directory.check_inputs(recipe)?;
         for warning in recipe.warnings() {
             observer.note(&format!("warning: {warning}"));
@@ -223,13 +227,15 @@ impl<'a> Opened<'a> {
         let data_seed = recipe.data_seed.unwrap_or(recipe.seed);
         let train_set = PackedDataset::new(base.train.clone(), data_seed);
         let validation_set = base.validation.clone().map(|rows| PackedDataset::new(rows, data_seed));
-        check_memory(&base.assistant, &adapter, &train_set, (arguments, &plan), observer)?;
-
-        let evaluation_start = Instant::now();
         // A fresh adapter changes no answer; a given one is what this run begins with.
         let is_given = recipe.lora.init_from.is_some();
+        let before = recipe.evaluation.before && (base.before.is_none() || is_given);
+        let answers = (before && base.test.is_some()) || base.validation_prompts.is_some();
+        check_memory(&base.assistant, &adapter, &train_set, (arguments, &plan), answers, observer)?;
+
+        let evaluation_start = Instant::now();
         base.assistant.adapter = is_given.then(|| adapter.shallow_clone());
-        if recipe.evaluation.before && (base.before.is_none() || is_given) {
+        if before {
             base.before = base.answers("answers before training", observer)?;
         }
         let evaluation_seconds = evaluation_start.elapsed().as_secs_f64();
@@ -403,18 +409,22 @@ pub(super) fn check_memory(
     adapter: &Adapter,
     train_set: &PackedDataset,
     (arguments, plan): (&TrainingArguments, &TrainPlan),
+    answers: bool,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     if assistant.model.device() != Device::Cpu {
         return Ok(());
     }
-    let need = MemoryNeed::of_training(
+    let mut need = MemoryNeed::of_training(
         assistant.model.config(),
         adapter.parameter_count() as u64,
         train_set,
         arguments,
         plan.max_steps.div_ceil(plan.steps_per_epoch.max(1)),
     );
+    if answers {
+        need = need.and_answers(&assistant.model);
+    }
     let remedy =
         "lower `per_device_train_batch_size` or `max_length`, choose a smaller model, or free memory";
     match need.check("training", remedy)? {

@@ -10,6 +10,10 @@ use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, 
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
+mod blocks;
+
+use blocks::{Block, LastMask, Visibility};
+
 /// What attention is told beside its tensors.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionOptions {
@@ -25,8 +29,9 @@ pub struct AttentionOptions {
 /// `h` reads key head `h / (heads / kv_heads)`.
 ///
 /// On the CPU no matrix of all queries by all keys exists, forward or backward. In f32, where `head_dim` is a multiple of 16, blocks of
-/// queries meet the keys that one of them sees; tensors in 16 bits are computed in f32 there, and kept in 16 bits. Else libtorch's attention goes through keys and queries in tiles; with a window, some
-/// hundred queries at a time are held against the keys that one of them sees.
+/// queries meet the keys that one of them sees; tensors in 16 bits are computed in f32 there, and kept in 16 bits. Else libtorch's
+/// attention goes through keys and queries in tiles; with a window, some hundred queries at a time are held against the keys that one
+/// of them sees.
 ///
 /// # Shapes
 /// - `q`: `[total_tokens, heads, head_dim]`; `k`, `v`: `[total_tokens, kv_heads, head_dim]`
@@ -131,86 +136,6 @@ fn from_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_squeeze_dim(0)?.f_transpose(0, 1)?)
 }
 
-/// Queries that are computed in one go, and the keys that at least one of them sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Block {
-    queries: Range<i64>,
-    keys: Range<i64>,
-}
-
-/// Most queries of a block.
-const MOST_QUERIES: i64 = 512;
-/// Fewest queries of a block that is not the last: with fewer the products are too small to run well.
-const FEWEST_QUERIES: i64 = 128;
-
-impl Block {
-    /// The blocks of a sequence.
-    fn all(tokens: i64, window: Option<i64>) -> Vec<Self> {
-        let Some(window) = window.filter(|&window| window < tokens) else {
-            // Plain causality: libtorch goes through it in tiles by itself.
-            return vec![Self { queries: 0..tokens, keys: 0..tokens }];
-        };
-        // Half of the scores of a block lie outside of the window if it has as many queries as the window has keys.
-        let step = window.clamp(FEWEST_QUERIES, MOST_QUERIES);
-        let mut blocks = Vec::new();
-        let mut start = 0;
-        while start < tokens {
-            let end = (start + step).min(tokens);
-            blocks.push(Self { queries: start..end, keys: (start - window + 1).max(0)..end });
-            start = end;
-        }
-        blocks
-    }
-
-    /// What of the keys a query of the block sees.
-    fn visibility(&self, window: Option<i64>) -> Visibility {
-        let (queries, keys) = (self.queries.end - self.queries.start, self.keys.end - self.keys.start);
-        let window = window.filter(|&window| window < keys);
-        match (queries, window) {
-            (1, None) => Visibility::All,
-            (_, None) if queries == keys => Visibility::Causal,
-            _ => Visibility::Band { queries, keys, window: window.unwrap_or(keys) },
-        }
-    }
-}
-
-/// Which of the keys of a block its queries see; the last query stands at the last key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Visibility {
-    All,
-    Causal,
-    Band { queries: i64, keys: i64, window: i64 },
-}
-
-impl Visibility {
-    /// Additive mask `[queries, keys]`, where one is needed.
-    fn mask(self, like: &Tensor) -> Result<Option<Tensor>> {
-        let Self::Band { queries, keys, window } = self else { return Ok(None) };
-        let hidden = || Tensor::f_full([queries, keys], f64::NEG_INFINITY, (like.kind(), like.device()));
-        // Query i stands at key `first + i`.
-        let first = keys - queries;
-        let mut mask = hidden()?.f_triu(first + 1)?;
-        if window < keys {
-            mask = mask.f_add_(&hidden()?.f_tril(first - window)?)?;
-        }
-        Ok(Some(mask))
-    }
-}
-
-/// The mask of the block before, which most often serves the next one too.
-#[derive(Default)]
-struct LastMask(Option<(Visibility, Option<Tensor>)>);
-
-impl LastMask {
-    fn of(&mut self, visibility: Visibility, like: &Tensor) -> Result<Option<&Tensor>> {
-        if self.0.as_ref().is_none_or(|(last, _)| *last != visibility) {
-            self.0 = None; // never two at a time
-            self.0 = Some((visibility, visibility.mask(like)?));
-        }
-        Ok(self.0.as_ref().and_then(|(_, mask)| mask.as_ref()))
-    }
-}
-
 /// Attention of one sequence, all heads: the result and, on the CPU, the log-sum-exp that backward needs.
 fn attend(
     q: &Tensor,
@@ -264,15 +189,17 @@ fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
     }
 }
 
-/// Tensors of 16 bits on the CPU in f32, in which attention is computed there; others as they are.
-fn widened<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+/// Tensors of f32 or fewer bits on the CPU in f32; `None` elsewhere.
+fn in_f32<const N: usize>(tensors: [&Tensor; N]) -> Result<Option<[Tensor; N]>> {
     let mut wide = tensors.map(Tensor::shallow_clone);
     for tensor in &mut wide {
-        if tensor.device() == Device::Cpu && matches!(tensor.kind(), Kind::BFloat16 | Kind::Half) {
-            *tensor = tensor.f_to_kind(Kind::Float)?;
+        match (tensor.device(), tensor.kind()) {
+            (Device::Cpu, Kind::Float) => {}
+            (Device::Cpu, Kind::BFloat16 | Kind::Half) => *tensor = tensor.f_to_kind(Kind::Float)?,
+            _ => return Ok(None),
         }
     }
-    Ok(wide)
+    Ok(Some(wide))
 }
 
 /// Attention sequence by sequence.
@@ -284,11 +211,8 @@ struct Segments {
 impl Segments {
     /// The result, and the log-sum-exps that backward needs.
     fn forward(&self, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Vec<Tensor>)> {
-        let [wide_q, wide_k, wide_v] = widened([q, k, v])?;
-        if let Some([output, log_sum_exp]) =
-            cpu::attention::forward([&wide_q, &wide_k, &wide_v], self.layout.segments(), self.options)?
-        {
-            return Ok((output.f_to_kind(q.kind())?, vec![log_sum_exp]));
+        if let Some([output, log_sum_exp]) = self.fused_forward([q, k, v])? {
+            return Ok((output, vec![log_sum_exp]));
         }
         let (mut outputs, mut log_sum_exps) = (Vec::new(), Vec::new());
         for segment in self.layout.segments() {
@@ -315,19 +239,9 @@ impl Segments {
         // One of all heads and tokens.
         if let [log_sum_exp] = log_sum_exps
             && log_sum_exp.dim() == 2
+            && self.fused_backward([q, k, v], [grad, output, log_sum_exp], results)?
         {
-            let [wide_q, wide_k, wide_v] = widened([q, k, v])?;
-            let [wide_grad, wide_output] = widened([grad, output])?;
-            let (of, segments) = ([&wide_grad, &wide_output, log_sum_exp], self.layout.segments());
-            let wide = widened(results.each_ref())?;
-            if cpu::attention::backward([&wide_q, &wide_k, &wide_v], of, &wide, segments, self.options)? {
-                for (result, wide) in
-                    results.iter().zip(&wide).filter(|(result, wide)| result.kind() != wide.kind())
-                {
-                    result.shallow_clone().f_copy_(wide)?;
-                }
-                return Ok(());
-            }
+            return Ok(());
         }
         let [grad_q, grad_k, grad_v] = results;
         let mut mask = LastMask::default();
@@ -365,6 +279,39 @@ impl Segments {
             }
         }
         Ok(())
+    }
+
+    /// Our own kernel on the CPU, in f32 whatever the kind: the result, and the log-sum-exp of all heads and tokens.
+    fn fused_forward(&self, qkv: [&Tensor; 3]) -> Result<Option<[Tensor; 2]>> {
+        let Some([q, k, v]) = in_f32(qkv)? else { return Ok(None) };
+        let found = cpu::attention::forward([&q, &k, &v], self.layout.segments(), self.options)?;
+        let rounded = |[output, log_sum_exp]: [Tensor; 2]| -> Result<_> {
+            Ok([output.f_to_kind(qkv[0].kind())?, log_sum_exp])
+        };
+        found.map(rounded).transpose()
+    }
+
+    /// Its gradients, written into `results`; of the result: its gradient, itself, and the log-sum-exp.
+    fn fused_backward(
+        &self,
+        qkv: [&Tensor; 3],
+        [grad, output, log_sum_exp]: [&Tensor; 3],
+        results: &[Tensor; 3],
+    ) -> Result<bool> {
+        let (Some([q, k, v]), Some([grad, output])) = (in_f32(qkv)?, in_f32([grad, output])?) else {
+            return Ok(false);
+        };
+        let (inputs, of_output) = ([&q, &k, &v], [&grad, &output, log_sum_exp]);
+        let (segments, options) = (self.layout.segments(), self.options);
+        if qkv[0].kind() == Kind::Float {
+            return cpu::attention::backward(inputs, of_output, results, segments, options);
+        }
+        let wide = [q.f_empty_like()?, k.f_empty_like()?, v.f_empty_like()?];
+        let is_done = cpu::attention::backward(inputs, of_output, &wide, segments, options)?;
+        for (result, wide) in results.iter().zip(&wide).filter(|_| is_done) {
+            result.shallow_clone().f_copy_(wide)?;
+        }
+        Ok(is_done)
     }
 
     /// Gradients of one block from the kept log-sum-exp (CPU), or by running its forward again under the graph (elsewhere).
@@ -491,45 +438,5 @@ impl Function for RotaryAttention {
         let ([cos, sin], heads) = (&self.tables, self.rotated_heads(&result));
         rotate_first_in_place(&mut result, heads, cos, sin, Sense::Backward)?;
         Ok(vec![Some(result)])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::noise;
-
-    #[test]
-    fn blocks_cover_what_each_query_sees_and_no_mask_is_larger_than_a_block() {
-        for tokens in [1, 2, 128, 512, 513, 700, 3000] {
-            for window in [None, Some(1), Some(2), Some(100), Some(512), Some(1000), Some(5000)] {
-                let mut next = 0;
-                for block in Block::all(tokens, window) {
-                    assert_eq!(block.queries.start, next);
-                    next = block.queries.end;
-                    let first_seen = |query: i64| window.map_or(0, |window| (query - window + 1).max(0));
-                    assert_eq!(block.keys, first_seen(block.queries.start)..block.queries.end);
-                    let mask = block.visibility(window).mask(&noise(1, &[1])).unwrap();
-                    if let Some(mask) = &mask {
-                        let [rows, columns] = mask.size()[..] else { panic!("a matrix") };
-                        assert!(rows <= MOST_QUERIES && columns < window.unwrap() + rows);
-                    } else {
-                        let single = block.queries.end - block.queries.start == 1;
-                        assert!(single || (block.queries.start == 0 && block.keys == block.queries));
-                    }
-                }
-                assert_eq!(next, tokens, "{tokens} {window:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_mask_hides_what_comes_after_and_what_the_window_has_left() {
-        let mask =
-            Visibility::Band { queries: 3, keys: 5, window: 2 }.mask(&noise(1, &[1])).unwrap().unwrap();
-        let visible = Vec::<i64>::try_from(mask.eq(0.0).to_kind(Kind::Int64).reshape([-1])).unwrap();
-        assert_eq!(visible, [0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]);
-        let hidden = mask.eq(f64::NEG_INFINITY).sum(Kind::Int64).int64_value(&[]);
-        assert_eq!(hidden, 9);
     }
 }

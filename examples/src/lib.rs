@@ -1,5 +1,7 @@
 //! What the examples share: exit codes, arguments, devices, and a way to be interrupted.
 
+mod warnings;
+
 use clap::{Args, builder::RangedU64ValueParser};
 use ferrotune::{
     Error, Result,
@@ -71,11 +73,12 @@ pub fn run_observed(
     }
 }
 
-/// Runs a program's body; a panic, which would be a bug, ends it with 1 and the panic's message.
+/// Runs a program's body, and shows the libraries' warnings; a panic, which would be a bug, ends it with 1 and the panic's message.
 pub fn guarded(body: impl FnOnce() -> ExitCode) -> ExitCode {
     // A write beyond `ulimit -f` then is an error like any other, and does not end the program where it stands.
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+    warnings::show();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(ExitCode::FAILURE)
 }
 

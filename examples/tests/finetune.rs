@@ -361,3 +361,14 @@ fn answers_to_the_validation_prompts_decide_which_adapter_is_kept() {
     assert_eq!(metrics["before"]["chrf"], scores[0]["chrf"], "{metrics}");
     assert_eq!(metrics["after"]["chrf"].as_f64(), Some(best), "{metrics}");
 }
+
+#[test]
+fn what_the_libraries_warn_of_is_said() {
+    let job = Job::new();
+    let settings = ["training.evaluation_strategy=epoch", "training.max_steps=1"];
+    let run = job.finetune(&settings);
+    run.succeeded();
+    let said = "warning: --set training.evaluation_strategy=epoch: `training.evaluation_strategy` is an older name of \
+                `training.eval_strategy`, which it is taken for";
+    assert_eq!(run.stderr.matches(said).count(), 1, "{run}");
+}

@@ -148,7 +148,7 @@ fn held(job: &Job, place: &str, marker: &str) -> Child {
 
 #[test]
 fn a_second_signal_in_the_middle_of_a_checkpoint_damages_nothing() {
-    let expected = unbroken().adapter;
+    let expected = unbroken(&[]).adapter;
     let being_written = ".checkpoint-being-written/checkpoint-2";
     for (place, marker, name, code) in [
         (
@@ -185,7 +185,7 @@ fn a_second_signal_in_the_middle_of_a_checkpoint_damages_nothing() {
 
 #[test]
 fn a_second_process_that_would_go_on_with_a_run_is_refused_while_the_first_lives() {
-    let expected = unbroken().adapter;
+    let expected = unbroken(&[]).adapter;
     let job = Job::new();
     let first = held(&job, "renamed:2", "checkpoint-2");
     let before: Vec<PathBuf> = snapshot(&job.path("out")).into_keys().collect();

@@ -35,6 +35,9 @@ const SETTINGS: [&str; 15] = [
     "training.resume_from_checkpoint=true",
 ];
 
+/// With a scaled loss, whose scale is part of a checkpoint.
+const FP16: [&str; 1] = ["training.fp16=true"];
+
 /// Every place at which the writing and the rotating of a checkpoint can be cut.
 const BOUNDARIES: [&str; 12] = [
     "begun",
@@ -86,10 +89,10 @@ struct Unbroken {
     time: Duration,
 }
 
-fn unbroken() -> Unbroken {
+fn unbroken(settings: &[&str]) -> Unbroken {
     let job = Job::new();
     let start = Instant::now();
-    run(&job, &[]).succeeded();
+    run(&job, settings).succeeded();
     let time = start.elapsed();
     // It ends early, and its result is that of an earlier step.
     let last = *checkpoints(&job).last().unwrap();
@@ -101,14 +104,14 @@ fn unbroken() -> Unbroken {
 
 #[test]
 fn killed_at_every_boundary_of_a_checkpoint_it_goes_on_to_the_same_bytes() {
-    let expected = unbroken().adapter;
-    for boundary in BOUNDARIES {
-        for count in [1, 3] {
+    for (count, settings) in [(1, &[][..]), (3, &FP16)] {
+        let expected = unbroken(settings).adapter;
+        for boundary in BOUNDARIES {
             let job = Job::new();
             let place = format!("{boundary}:{count}");
-            let killed = finish(start(&job, &[], Some(&place)));
+            let killed = finish(start(&job, settings, Some(&place)));
             assert_eq!(killed.code, None, "{place} is not reached: {killed}");
-            run(&job, &[]).succeeded();
+            run(&job, settings).succeeded();
             assert!(adapter(&job) == expected, "{place}");
             let left = fs::read_dir(job.path("out")).unwrap().flatten();
             let hidden = left.filter(|entry| entry.file_name().to_string_lossy().starts_with('.')).count();
@@ -120,35 +123,35 @@ fn killed_at_every_boundary_of_a_checkpoint_it_goes_on_to_the_same_bytes() {
 #[test]
 fn killed_at_random_instants_it_goes_on_to_the_same_bytes() {
     let kills = std::env::var("FERROTUNE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10);
-    let Unbroken { adapter: expected, time } = unbroken();
+    let kinds = [&[][..], &FP16].map(|settings| (settings, unbroken(settings)));
     // Different in each run of the test: what is found is printed.
     let mut random = u64::from(std::process::id()) << 20 | 1;
-    let (mut job, mut done, mut restarts) = (Job::new(), 0, 0);
-    while done < kills {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let instant = time.mul_f64((random % 1000) as f64 / 1000.0);
-        let mut child = start(&job, &[], None);
-        thread::sleep(instant);
-        if child.try_wait().unwrap().is_none() {
-            signal(child.id(), "KILL");
-            done += 1;
-            restarts += 1;
-            let ended = finish(child);
-            assert!(ended.code.is_none_or(|code| code == 0), "{ended}");
-        } else {
-            finish(child).succeeded();
+    let mut done = 0;
+    for (settings, Unbroken { adapter: expected, time }) in kinds.iter().cycle() {
+        if done == kills {
+            break;
         }
         // A run is killed some times in a row and then left to end.
-        if restarts == 4 || done == kills {
-            run(&job, &[]).succeeded();
-            assert!(adapter(&job) == expected, "after {done} kills, the last after {instant:?}");
-            eprintln!("{done} kills: the same bytes");
-            (job, restarts) = (Job::new(), 0);
+        let (job, until) = (Job::new(), kills.min(done + 4));
+        while done < until {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let mut child = start(&job, settings, None);
+            thread::sleep(time.mul_f64((random % 1000) as f64 / 1000.0));
+            if child.try_wait().unwrap().is_none() {
+                signal(child.id(), "KILL");
+                done += 1;
+                let ended = finish(child);
+                assert!(ended.code.is_none_or(|code| code == 0), "{ended}");
+            } else {
+                finish(child).succeeded();
+            }
         }
+        run(&job, settings).succeeded();
+        assert!(adapter(&job) == *expected, "after {done} kills, with {settings:?}");
+        eprintln!("{done} kills: the same bytes");
     }
-    eprintln!("killed {done} times within {time:?}");
 }
 
 #[test]
@@ -169,7 +172,7 @@ fn a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on() {
 
 #[test]
 fn a_damaged_checkpoint_is_said_and_the_one_before_is_taken() {
-    let expected = unbroken().adapter;
+    let expected = unbroken(&[]).adapter;
     let job = Job::new();
     assert_eq!(finish(start(&job, &[], Some("begun:5"))).code, None);
     let newest = *checkpoints(&job).last().unwrap();

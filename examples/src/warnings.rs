@@ -6,8 +6,9 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What is said in other words where it happens.
-const SAID_ELSEWHERE: [&str; 4] = [
+const SAID_ELSEWHERE: [&str; 5] = [
     "ferrotune::checkpoint",
+    "ferrotune_trainer::reporter",
     "ferrotune_trainer::roll_back",
     "ferrotune_trainer::trainer",
     "ferrotune_trainer::watch",

@@ -90,6 +90,7 @@ fn a_log_that_cannot_be_written_ends_no_run_and_is_said() {
     let run = job.finetune(&["training.report_to=csv"]);
     run.succeeded();
     assert!(run.stderr.contains("warning: csv cannot write its log"), "{run}");
+    assert!(!run.stderr.contains("a reporter cannot write"), "said twice: {run}");
 }
 
 #[test]

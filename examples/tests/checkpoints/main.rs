@@ -207,6 +207,19 @@ fn a_change_of_recipe_or_data_is_named_and_refused_or_accepted() {
     assert!(accepted.stderr.contains("accepted: `training.weight_decay`"), "{accepted}");
 }
 
+#[test]
+fn results_of_another_recipe_are_not_replaced_where_no_checkpoint_is_left() {
+    let job = Job::new();
+    let without = ["training.load_best_model_at_end=false", "training.save_strategy=no"];
+    run(&job, &without).succeeded();
+    let results = common::snapshot(job.folder());
+    let other = [&without[..], &["training.weight_decay=0.1"]].concat();
+    run(&job, &other).refused(&["out holds another run (recipe.toml)", "overwrite_output_dir = true"]);
+    assert!(results == common::snapshot(job.folder()), "something has changed");
+    run(&job, &[&other[..], &["overwrite_output_dir=true"]].concat()).succeeded();
+    assert!(job.read("out/recipe.toml").contains("weight_decay = 0.1"));
+}
+
 /// More steps than a pipe holds events: a run that nobody listens to waits within its training.
 const LONG: [&str; 8] = [
     "lora.lora_dropout=0.2",

@@ -60,7 +60,9 @@ pub fn range_test_svg(found: &RangeOutcome) -> Option<String> {
                 text x=(x.at(tick)) y=(BOTTOM + 20.0) text-anchor="middle" { "1e" (tick) }
             }
             text x=((LEFT + RIGHT) / 2.0) y=(BOTTOM + 42.0) text-anchor="middle" { "learning rate" }
-            path fill="none" stroke="#c9a893" d=(line(&raw, x, y)) {}
+            // A single step may fall far below the smoothed curve, for which the axis is made.
+            clipPath id="plot" { rect x=(LEFT) y=(TOP) width=(RIGHT - LEFT) height=(BOTTOM - TOP) {} }
+            path clip-path="url(#plot)" fill="none" stroke="#c9a893" d=(line(&raw, x, y)) {}
             path fill="none" stroke="#a8400f" stroke-width="2" d=(line(&smooth, x, y)) {}
             @for ((at, text), row) in marks.iter().zip(0_u32..) {
                 path stroke="#2f6f9f" stroke-dasharray="4 4" d=(format!("M{} {TOP}V{BOTTOM}", x.at(*at))) {}
@@ -94,6 +96,7 @@ mod tests {
         let smooth = svg.split("stroke-width=\"2\" d=\"").nth(1).unwrap();
         let smooth = smooth.split('"').next().unwrap();
         assert_eq!(smooth.matches('L').count(), 4, "{smooth}");
+        assert!(svg.contains("clip-path=\"url(#plot)\" fill=\"none\" stroke=\"#c9a893\""), "{svg}");
         found.points.truncate(1);
         assert_eq!(range_test_svg(&found), None);
     }

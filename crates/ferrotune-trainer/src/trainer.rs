@@ -421,8 +421,10 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             return Ok(None);
         };
         if let Some(metrics) = &mut self.compute_metrics {
+            let start = Instant::now();
             let Some(metrics) = metrics.compute()? else { return Ok(None) };
             evaluation.metrics = metrics;
+            evaluation.seconds += start.elapsed().as_secs_f64();
         }
         tracing::info!(step, loss = evaluation.loss, target_tokens = evaluation.target_tokens, "evaluated");
         let evaluations_left = self.plan.evaluations_left(step);

@@ -37,10 +37,10 @@ impl Bars {
         set(bar, position, EPOCH, format!("{present:.0}/{total}"));
     }
 
-    /// Shows how far an evaluation is.
-    pub(super) fn evaluation(&mut self, done: usize, total: usize) {
+    /// Shows how far an evaluation is, in examples or prompts.
+    pub(super) fn evaluation(&mut self, unit: &str, done: usize, total: usize) {
         let bar = self.evaluation.get_or_insert_with(|| self.all.add(new_bar("evaluation")));
-        set(bar, done as u64, total as u64, format!("{done}/{total} examples"));
+        set(bar, done as u64, total as u64, format!("{done}/{total} {unit}"));
     }
 
     /// Takes the bar of the evaluation away.
@@ -106,7 +106,7 @@ mod tests {
             bars.epoch(epochs_done, 3);
             assert_eq!(shown(&bars.epoch), Some((position, text.to_owned())));
         }
-        bars.evaluation(8, 20);
+        bars.evaluation("examples", 8, 20);
         assert_eq!(shown(&bars.evaluation), Some((8, "8/20 examples".to_owned())));
         bars.end_evaluation();
         assert_eq!(shown(&bars.evaluation), None);

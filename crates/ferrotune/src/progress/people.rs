@@ -33,14 +33,41 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(300);
 /// ```
 pub struct Progress {
     sink: Sink,
-    /// The pace of the present stage.
-    pace: Pace,
+    /// How far the present stage is.
+    course: Course,
+    /// How far the answers of an evaluation are, which is going on within the stage.
+    evaluation: Option<Course>,
     /// The last validation loss that was measured between steps of the present stage, and after which.
     validation: Option<(usize, f64)>,
-    /// When the present stage began.
+}
+
+/// How far some work is, and what was said of it.
+struct Course {
     begun: Instant,
-    /// When the last line of the stage was written, and how much was done then.
+    pace: Pace,
+    /// When the last line was written, and how much was done then.
     last_line: Option<(Instant, usize)>,
+}
+
+impl Course {
+    fn new() -> Self {
+        let begun = Instant::now();
+        Self { begun, pace: Pace::new(begun), last_line: None }
+    }
+
+    /// Whether a log that has a line after each `apart` should have one now.
+    fn is_due(&self, done: usize, total: usize, apart: Duration, now: Instant) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let due = match self.last_line {
+            None => done > 0 || now - self.begun >= LONGEST_SILENCE,
+            Some((at, shown)) => {
+                let silence = now - at;
+                let advanced = done.saturating_sub(shown) as f64 >= SHARE_OF_A_LINE * total as f64;
+                silence >= apart && (advanced || silence >= LONGEST_SILENCE)
+            }
+        };
+        due || (done >= total && self.last_line.is_none_or(|(_, shown)| shown < done))
+    }
 }
 
 enum Sink {
@@ -74,17 +101,13 @@ impl Progress {
     }
 
     fn new(sink: Sink) -> Self {
-        let begun = Instant::now();
-        Self { sink, pace: Pace::new(begun), validation: None, begun, last_line: None }
+        Self { sink, course: Course::new(), evaluation: None, validation: None }
     }
 
     /// A new part of the run begins.
     pub fn stage(&mut self, name: &str) {
         self.finish();
-        self.begun = Instant::now();
-        self.pace = Pace::new(self.begun);
-        self.validation = None;
-        self.last_line = None;
+        (self.course, self.evaluation, self.validation) = (Course::new(), None, None);
         self.note(name);
     }
 
@@ -115,17 +138,18 @@ impl Progress {
             Sink::Bars(bars) => bars.epoch(epoch, total_epochs),
             Sink::Lines { .. } => text.insert_str(0, &format!("epoch {epoch:.2}/{total_epochs}  ")),
         }
-        if self.pace.is_unused() {
+        if self.course.pace.is_unused() {
             // A run that goes on from a checkpoint has done the steps before in another life.
-            self.pace.begin_after(step.step.saturating_sub(1));
+            self.course.pace.begin_after(step.step.saturating_sub(1));
         }
         self.show("step", step.step, step.total_steps, &text, step.is_logged);
     }
 
     /// The validation loss is being measured.
     pub fn evaluating(&mut self, evaluating: &Evaluating) {
+        self.evaluation = Some(Course::new());
         if let Sink::Bars(bars) = &mut self.sink {
-            bars.evaluation(evaluating.examples, evaluating.total_examples);
+            bars.evaluation("examples", evaluating.examples, evaluating.total_examples);
         }
     }
 
@@ -137,7 +161,8 @@ impl Progress {
         if let Sink::Bars(bars) = &mut self.sink {
             bars.end_evaluation();
         }
-        self.pace.paused(length, evaluations_left, Instant::now());
+        self.evaluation = None;
+        self.course.pace.paused(length, evaluations_left, Instant::now());
         if step == 0 {
             self.note(&format!("validation loss {loss:.3} before training"));
         } else if step >= total_steps {
@@ -161,8 +186,8 @@ impl Progress {
     /// The training went back to a checkpoint.
     pub fn rolled_back(&mut self, rolled_back: &RolledBack) {
         let RolledBack { step, learning_rate_factor, .. } = *rolled_back;
-        self.pace = Pace::after(step, Instant::now());
-        self.last_line = None;
+        self.course.pace = Pace::after(step, Instant::now());
+        self.course.last_line = None;
         self.note(&format!(
             "back to step {step}, and on with {learning_rate_factor} times the learning rate"
         ));
@@ -176,12 +201,16 @@ impl Progress {
 
     /// Answers are being generated.
     pub fn generating(&mut self, generating: &Generating) {
+        let (prompts, total) = (generating.prompts, generating.total_prompts);
+        if let (Sink::Bars(bars), Some(_)) = (&mut self.sink, &self.evaluation) {
+            return bars.evaluation("prompts", prompts, total);
+        }
         // Before the first answer is done, most of the time went to reading the prompts, and the rate tells nothing.
         let text = match generating.prompts {
             0 => String::new(),
             _ => format!("{:.0} new tokens/s", generating.new_tokens_per_s()),
         };
-        self.show("prompt", generating.prompts, generating.total_prompts, &text, false);
+        self.show("prompt", prompts, total, &text, false);
     }
 
     /// Ends the present stage; what it showed last stays to be read.
@@ -197,28 +226,19 @@ impl Progress {
     /// `must`: a log gets a line of it in any case.
     fn show(&mut self, unit: &str, done: usize, total: usize, text: &str, must: bool) {
         let now = Instant::now();
-        self.pace.advance(done, now);
+        let course = self.evaluation.as_mut().unwrap_or(&mut self.course);
+        course.pace.advance(done, now);
         let mut text = text.to_owned();
-        if let Some(left) = self.pace.left(total, now) {
+        if let Some(left) = course.pace.left(total, now) {
             text.push_str(&format!("  {} left", duration(left.as_secs_f64())));
         }
         match &mut self.sink {
             Sink::Bars(bars) => bars.stage(unit, done, total, text),
             Sink::Lines { out, apart } => {
-                #[expect(clippy::cast_precision_loss, reason = "a share")]
-                let due = match self.last_line {
-                    None => done > 0 || now - self.begun >= LONGEST_SILENCE,
-                    Some((at, shown)) => {
-                        let silence = now - at;
-                        let advanced = done.saturating_sub(shown) as f64 >= SHARE_OF_A_LINE * total as f64;
-                        silence >= *apart && (advanced || silence >= LONGEST_SILENCE)
-                    }
-                };
-                let ended = done >= total && self.last_line.is_none_or(|(_, shown)| shown < done);
-                if due || ended || must {
+                if must || course.is_due(done, total, *apart, now) {
                     let line = format!("{unit} {done}/{total}  {text}");
                     let _ = writeln!(out, "{}", line.trim_end()).and_then(|()| out.flush());
-                    self.last_line = Some((now, done));
+                    course.last_line = Some((now, done));
                 }
             }
         }
@@ -347,14 +367,6 @@ mod tests {
         let out = Shared::default();
         let mut progress = Progress::lines(out.clone(), Duration::ZERO);
         progress.stage("training");
-        let validated = |step, loss| Validated {
-            step,
-            total_steps: 80,
-            loss,
-            seconds: 0.0,
-            metrics: std::collections::BTreeMap::new(),
-            evaluations_left: 1,
-        };
         progress.validated(&validated(0, 3.5));
         progress.step(&step(40));
         progress.validated(&validated(40, 2.75));
@@ -388,6 +400,25 @@ mod tests {
             lines,
             ["step 1/80", "back to step 0, and on with 0.5 times the learning rate", "step 1/80"]
         );
+    }
+
+    fn validated(step: usize, loss: f64) -> Validated {
+        let metrics = std::collections::BTreeMap::new();
+        Validated { step, total_steps: 80, loss, seconds: 0.0, metrics, evaluations_left: 1 }
+    }
+
+    #[test]
+    fn answers_of_an_evaluation_are_no_steps() {
+        let out = Shared::default();
+        let mut progress = Progress::lines(out.clone(), Duration::from_secs(3600));
+        progress.stage("training");
+        progress.evaluating(&Evaluating { examples: 100, total_examples: 100 });
+        progress.generating(&Generating { prompts: 100, total_prompts: 100, new_tokens: 100, seconds: 1.0 });
+        assert!(out.text().ends_with("prompt 100/100  100 new tokens/s\n"), "{}", out.text());
+        progress.validated(&validated(0, 3.5));
+        progress.step(&step(1));
+        let text = out.text();
+        assert!(text.lines().last().unwrap().starts_with("step 1/80") && text.ends_with(" left\n"), "{text}");
     }
 
     #[test]

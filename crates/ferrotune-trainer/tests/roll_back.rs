@@ -6,6 +6,7 @@ mod common;
 use std::cell::{Cell, RefCell};
 
 use common::{Disturbed, Examples, TokenModel};
+use ferrotune_precision::DtypePolicy;
 use ferrotune_trainer::{
     Action, BoxError, Callback, Checkpoint, Checkpointer, CsvReporter, Error, Finding, OptimizerState,
     Reporting, SavedRun, StepRecord, TrainOutcome, TrainableModel, Trainer, TrainerState, TrainingArguments,
@@ -109,9 +110,20 @@ struct Run {
     values: Vec<(String, Vec<f32>)>,
 }
 
+/// A run in f32.
+fn run(
+    memory: &Memory,
+    faults: &[(usize, usize)],
+    steps_left: Option<usize>,
+    reporting: Option<Reporting>,
+) -> Run {
+    run_in(false, memory, faults, steps_left, reporting)
+}
+
 /// 20 steps with checkpoints every 4, from the newest of `memory`. The loss of the step of a fault is NaN as long as the run
 /// went back fewer than so many times.
-fn run(
+fn run_in(
+    fp16: bool,
     memory: &Memory,
     faults: &[(usize, usize)],
     steps_left: Option<usize>,
@@ -121,7 +133,8 @@ fn run(
     let mut dataset = Examples::patterned(16);
     let count = dataset.examples.len();
     dataset.orders = (0..9).map(|epoch| (0..count).map(|i| (i + 3 * epoch) % count).collect()).collect();
-    let model = TokenModel { noise: 0.4, ..TokenModel::small() };
+    let policy = DtypePolicy::from_flags(false, fp16).unwrap();
+    let model = TokenModel { noise: 0.4, policy, ..TokenModel::small() };
     let factor = || {
         let (step, times) = (done.get() + 1, roll_backs.get());
         let is_bad = faults.iter().any(|(at, until)| *at == step && times < *until);
@@ -134,6 +147,7 @@ fn run(
         max_steps: 20,
         save_steps: 4.0,
         logging_steps: 1.0,
+        fp16,
         ..Default::default()
     };
     let actions = WatchActions { non_finite: Some(Action::RollBack), ..Default::default() };
@@ -240,27 +254,28 @@ fn a_checkpoint_right_before_the_fault_is_none_to_go_back_to() {
 #[test]
 fn killed_after_any_step_it_goes_the_way_of_the_unbroken_run() {
     let faults = [(3, 1), (11, 2), (18, 3)];
-    let unbroken = run(&Memory::default(), &faults, None, None);
-    let expected = unbroken.outcome.unwrap();
-    assert_eq!(
-        unbroken.heard.iter().filter(|heard| heard.starts_with("back")).count(),
-        3,
-        "{:?}",
-        unbroken.heard
-    );
-    let steps = unbroken.heard.iter().filter(|heard| heard.starts_with("step")).count();
-    for left in 0..steps {
-        let memory = Memory::default();
-        let killed = run(&memory, &faults, Some(left), None);
-        assert!(matches!(killed.outcome, Err(Error::Callback { .. })), "{left}");
-        let resumed = run(&memory, &faults, None, None);
-        assert_eq!(resumed.values, unbroken.values, "killed after {left} steps: {:?}", resumed.heard);
-        let outcome = resumed.outcome.unwrap();
-        assert_eq!(
-            (outcome.history, outcome.findings),
-            (expected.history.clone(), expected.findings.clone()),
-            "{left}"
-        );
+    for fp16 in [false, true] {
+        let unbroken = run_in(fp16, &Memory::default(), &faults, None, None);
+        let expected = unbroken.outcome.unwrap();
+        let count = |what: &str| unbroken.heard.iter().filter(|heard| heard.starts_with(what)).count();
+        assert_eq!(count("back"), 3, "{:?}", unbroken.heard);
+        for left in 0..count("step") {
+            let memory = Memory::default();
+            let killed = run_in(fp16, &memory, &faults, Some(left), None);
+            assert!(matches!(killed.outcome, Err(Error::Callback { .. })), "{left}");
+            let resumed = run_in(fp16, &memory, &faults, None, None);
+            assert_eq!(
+                resumed.values, unbroken.values,
+                "killed after {left} steps, fp16 {fp16}: {:?}",
+                resumed.heard
+            );
+            let outcome = resumed.outcome.unwrap();
+            assert_eq!(
+                (outcome.history, outcome.findings),
+                (expected.history.clone(), expected.findings.clone()),
+                "{left}"
+            );
+        }
     }
 }
 

@@ -240,6 +240,9 @@ impl<F: Fn() -> f64> TrainableModel for Disturbed<F> {
     fn loss(&self, batch: &Batch, mode: Mode) -> Result<Tensor, ModelError> {
         Ok(self.model.loss(batch, mode)? * (self.factor)())
     }
+    fn forward_arguments(&self) -> ForwardArguments {
+        self.model.forward_arguments()
+    }
     fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
         self.model.trainable_parameters()
     }

@@ -29,9 +29,10 @@ Examples:
   FERROTUNE_BENCH_CLOCK=thread cargo xtask bench --compare
 
 Names are `kernel/pass/variant/shape`. The reference of a comparison is the variant `libtorch`, or `frozen`, the layer without an
-update; a filter has to leave it in. A ratio is worse if it rose by more than a tenth and by more than its noise, which comes from
-the 95 % intervals of the medians. All of it takes about five minutes, and wants a machine that does nothing else; with
-FERROTUNE_BENCH_CLOCK=thread it measures the time of one computing thread, which others disturb less.
+update; a filter has to leave it in. Everything is measured in rounds; a ratio is their median. It is worse if it rose by more than a
+tenth and by more than its noise: the spread of the rounds, or the 95 % interval within one. A round takes about three minutes, and
+wants a machine that does nothing else; with FERROTUNE_BENCH_CLOCK=thread it measures the time of one computing thread, which others
+disturb less.
 
 Exit codes: 0 measured and nothing worse, 1 a ratio is worse or something failed, 2 the baseline, the filter or a measurement cannot
 be used.";
@@ -51,7 +52,10 @@ pub struct Arguments {
     /// Write the ratios down as those to compare with
     #[arg(long, conflicts_with_all = ["filter", "quick"])]
     save: bool,
-    /// Few repetitions, to see that everything runs
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Few repetitions in one round, to see that everything runs
     #[arg(long)]
     quick: bool,
 }
@@ -70,14 +74,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     std::fs::create_dir_all(&home)?;
     let _lock = files::Lock::acquire(&home, "bench")?;
     let criterion = home.join("criterion");
-    files::remove(&criterion)?;
-
-    let mut command = workspace::cargo(["bench", "-p", "ferrotune-benches", "--"]);
-    command.env("CRITERION_HOME", &criterion).stdout(Stdio::from(std::io::stderr()));
-    command.args(arguments.quick.then_some("--quick")).args(&arguments.filter);
-    process::run(&mut command)?;
-
-    let ratios = ratio::all(&estimates::read(&criterion)?)?;
+    let count = if arguments.quick { 1 } else { arguments.rounds };
+    let mut rounds = Vec::new();
+    for round in 1..=count {
+        eprintln!("bench: round {round} of {count}");
+        files::remove(&criterion)?;
+        let mut command = workspace::cargo(["bench", "-p", "ferrotune-benches", "--"]);
+        command.env("CRITERION_HOME", &criterion).stdout(Stdio::from(std::io::stderr()));
+        command.args(arguments.quick.then_some("--quick")).args(&arguments.filter);
+        process::run(&mut command)?;
+        rounds.push(ratio::all(&estimates::read(&criterion)?)?);
+    }
+    let ratios = ratio::of_rounds(&rounds);
     if ratios.is_empty() {
         let filter = arguments.filter.as_deref().unwrap_or_default();
         return Err(anyhow!(BadInput(format!(

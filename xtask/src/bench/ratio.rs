@@ -62,6 +62,22 @@ pub fn all(estimates: &[Estimate]) -> Result<BTreeMap<String, Ratio>> {
     others.into_iter().map(ratio).collect()
 }
 
+/// The ratios of several rounds: of each its median, with a noise that covers what the rounds found.
+///
+/// Within a round criterion sees the noise of a second. What else a machine does, or the host of a virtual one, changes more slowly.
+pub fn of_rounds(rounds: &[BTreeMap<String, Ratio>]) -> BTreeMap<String, Ratio> {
+    let names = rounds.iter().flat_map(BTreeMap::keys);
+    let over_rounds = |name: &String| {
+        let mut found: Vec<Ratio> = rounds.iter().filter_map(|round| round.get(name).copied()).collect();
+        found.sort_by(|a, b| a.value.total_cmp(&b.value));
+        let value = found[found.len() / 2].value;
+        let spread = (found[found.len() - 1].value - found[0].value) / 2.0 / value;
+        let noise = found.iter().map(|ratio| ratio.noise).fold(spread, f64::max);
+        (name.clone(), Ratio { value, noise })
+    };
+    names.map(over_rounds).collect()
+}
+
 /// A line for each ratio.
 pub fn table(ratios: &BTreeMap<String, Ratio>) -> String {
     let width = ratios.keys().map(String::len).max().unwrap_or(0);
@@ -83,6 +99,17 @@ mod tests {
 
     fn estimate(name: &str, median: f64, noise: f64) -> Estimate {
         Estimate { name: name.into(), median, noise }
+    }
+
+    #[test]
+    fn rounds_have_a_median_and_the_noise_of_the_noisiest_or_of_their_spread() {
+        let round = |a, b, noise| {
+            [("a", a), ("b", b)].map(|(name, value)| (name.to_owned(), Ratio { value, noise })).into()
+        };
+        let found = of_rounds(&[round(1.2, 2.0, 0.02), round(1.0, 2.02, 0.05), round(0.8, 1.98, 0.01)]);
+        assert_eq!(found["a"].value, 1.0);
+        assert!((found["a"].noise - 0.2).abs() < 1e-12, "{found:?}");
+        assert_eq!(found["b"], Ratio { value: 2.0, noise: 0.05 });
     }
 
     #[test]

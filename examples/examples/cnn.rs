@@ -159,11 +159,12 @@ impl TrainableModel for Cnn {
 }
 
 /// Prints a line for each epoch.
-struct Table<'a>(&'a Cnn, &'a Pictures);
+struct Table;
 
-impl Callback for Table<'_> {
+impl Callback for Table {
     fn on_evaluate(&mut self, record: &EvaluationRecord) -> Result<(), BoxError> {
-        let (epoch, loss, accuracy) = (record.epoch, record.evaluation.loss, self.0.accuracy(self.1)?);
+        let EvaluationRecord { epoch, evaluation, .. } = record;
+        let (loss, accuracy) = (evaluation.loss, evaluation.metrics["accuracy"]);
         println!("epoch {epoch:.1}: validation loss {loss:.4}, accuracy {accuracy:.3}");
         Ok(())
     }
@@ -184,7 +185,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     };
     let outcome = Trainer::new(&model, training, &train)?
         .with_validation(&validation)
-        .with_callback(Table(&model, &validation))
+        .with_compute_metrics(["accuracy"], || {
+            Ok(Some([("accuracy".to_owned(), model.accuracy(&validation)?)].into()))
+        })
+        .with_callback(Table)
         .with_cancellation(interruption())
         .train()?;
     println!("accuracy on {} unseen pictures: {:.3}", validation.len(), model.accuracy(&validation)?);

@@ -108,8 +108,11 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         self
     }
 
-    /// Measures more than the loss at each evaluation of the validation set, such as scores of generated answers: `compute` gives a value for
-    /// each of `names`, by which the run can be judged (`metric_for_best_model`), or `None` if it was cancelled.
+    /// Measures more than the loss at each evaluation of the validation set, such as scores of generated answers.
+    ///
+    /// `compute` is called after the loss was measured, with the model as it then is. It gives a value for each of `names`, or `None` if
+    /// it was cancelled. The values stand beside the loss in [`Evaluation::metrics`], under `eval/` in the logs, and the run can be
+    /// judged by them (`metric_for_best_model`). An error, or a missing value, ends the run with [`Error::Callback`].
     #[must_use]
     pub fn with_compute_metrics(
         mut self,

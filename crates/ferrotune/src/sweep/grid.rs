@@ -11,8 +11,9 @@ use crate::{
 const MAX_TRIALS: usize = 1000;
 
 /// Keys of `lora` and `training` that trials cannot differ in, each with the reason.
-const SHARED: [(&str, &str); 3] = [
+const SHARED: [(&str, &str); 4] = [
     ("training.resume_from_checkpoint", "each trial goes on from its own checkpoints"),
+    ("training.predict_with_generate", "the prompts are read once, for all trials"),
     ("training.label_smoothing_factor", "losses under different smoothing cannot be compared"),
     ("lora.init_from", "the answers before training are asked of one adapter only"),
 ];
@@ -192,6 +193,7 @@ mod tests {
             (&["lora.r=8,8"], "the same trial"),
             (&["training.learning_rate=1e-4,0.0001"], "the same trial"),
             (&["data.max_length=8,16"], "the same for all trials"),
+            (&["training.predict_with_generate=true,false"], "once, for all trials"),
             (&["training.label_smoothing_factor=0,0.1"], "cannot be compared"),
             (&["training.lerning_rate=1,2"], "did you mean `training.learning_rate`"),
             (&["lora.r=0,8"], "lora.r"),

@@ -1,29 +1,20 @@
 //! The libraries' warnings, for the person at the terminal.
 
 use crate::complain;
+use ferrotune::trainer::TOLD;
 use std::io;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// What is said in other words where it happens.
-const SAID_ELSEWHERE: [&str; 5] = [
-    "ferrotune::checkpoint",
-    "ferrotune_trainer::reporter",
-    "ferrotune_trainer::roll_back",
-    "ferrotune_trainer::trainer",
-    "ferrotune_trainer::watch",
-];
-
-/// From here on each warning of a library is a line on standard error.
+/// From here on each warning of a library is a line on standard error, unless the program says it anyway.
 pub(crate) fn show() {
-    let elsewhere = SAID_ELSEWHERE.map(|target| (target, LevelFilter::OFF));
     let lines = fmt::layer()
         .without_time()
         .with_level(false)
         .with_target(false)
         .with_ansi(false)
         .with_writer(|| Lines)
-        .with_filter(Targets::new().with_default(LevelFilter::WARN).with_targets(elsewhere));
+        .with_filter(Targets::new().with_default(LevelFilter::WARN).with_target(TOLD, LevelFilter::OFF));
     // A program that has a subscriber of its own keeps it.
     let _ = tracing_subscriber::registry().with(lines).try_init();
 }

@@ -29,7 +29,7 @@ pub struct AttentionOptions {
 /// `h` reads key head `h / (heads / kv_heads)`.
 ///
 /// On the CPU no matrix of all queries by all keys exists, forward or backward. In f32, where `head_dim` is a multiple of 16, blocks of
-/// queries meet the keys that one of them sees; tensors in 16 bits are computed in f32 there, and kept in 16 bits. Else libtorch's
+/// queries meet the keys that one of them sees; so are tensors in 16 bits, in f32, with a result in 16 bits. Else libtorch's
 /// attention goes through keys and queries in tiles; with a window, some hundred queries at a time are held against the keys that one
 /// of them sees.
 ///
@@ -189,8 +189,11 @@ fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
     }
 }
 
-/// Tensors of f32 or fewer bits on the CPU in f32; `None` elsewhere.
+/// Tensors of f32 or fewer bits on the CPU in f32, where our own kernel takes these heads; else `None`.
 fn in_f32<const N: usize>(tensors: [&Tensor; N]) -> Result<Option<[Tensor; N]>> {
+    if !tensors.iter().all(|tensor| tensor.size().last().is_some_and(|&size| cpu::attention::takes(size))) {
+        return Ok(None);
+    }
     let mut wide = tensors.map(Tensor::shallow_clone);
     for tensor in &mut wide {
         match (tensor.device(), tensor.kind()) {

@@ -5,9 +5,9 @@ use tch::{Device, Kind, Tensor};
 
 /// Rows up to which a product is left as it is: to generate, a few sequences make a step each.
 const FEW: i64 = 32;
-/// Steps of the number of rows between a power of two and the next: at most a ninth of the rows is added, a 24th on average.
+/// So many numbers of rows between a power of two and the next are left: an eighth of the rows is added at most, a 24th on average.
 const STEPS: i64 = 8;
-/// Fewest rows of a step.
+/// Fewest rows between two of them; below 256 there are fewer than eight, and more is added.
 const SMALLEST_STEP: i64 = 16;
 
 /// `[rows, columns]` for a product in its kind: on the CPU, rows of zeros follow it in 16 bits, up to a number of rows that batches of
@@ -28,6 +28,11 @@ pub(crate) fn filled_up(x: &Tensor) -> Result<Tensor> {
     filled.f_narrow(0, 0, rows)?.f_copy_(x)?;
     let _ = filled.f_narrow(0, rows, wanted - rows)?.f_zero_()?;
     Ok(filled)
+}
+
+/// The first rows of a product of filled-up rows.
+pub(crate) fn first_rows(filled: Tensor, rows: i64) -> Result<Tensor> {
+    if filled.size()[0] == rows { Ok(filled) } else { Ok(filled.f_narrow(0, 0, rows)?) }
 }
 
 /// The number of rows that a batch of `rows` shares with others.

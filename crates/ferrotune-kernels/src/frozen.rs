@@ -3,7 +3,7 @@
 use crate::{
     cpu::{Compact, FEW_ROWS, Matrix, Term, add_products, sum_of_products},
     error::{Result, check_shape},
-    filled_rows::filled_up,
+    filled_rows::{filled_up, first_rows},
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -164,7 +164,7 @@ impl FrozenWeight {
             return Ok(y);
         }
         let rows = x.size()[0];
-        let mut y = filled_up(x)?.f_matmul(&self.weight.f_tr()?)?.f_narrow(0, 0, rows)?;
+        let mut y = first_rows(filled_up(x)?.f_matmul(&self.weight.f_tr()?)?, rows)?;
         if add_all(&mut y, updates.iter().map(of)) {
             return Ok(y);
         }
@@ -186,7 +186,7 @@ impl FrozenWeight {
             return Ok(grad_x);
         }
         let rows = grad.size()[0];
-        let mut grad_x = filled_up(grad)?.f_matmul(&self.weight)?.f_narrow(0, 0, rows)?;
+        let mut grad_x = first_rows(filled_up(grad)?.f_matmul(&self.weight)?, rows)?;
         if add_all(&mut grad_x, updates.iter().map(of)) {
             return Ok(grad_x);
         }
@@ -246,8 +246,8 @@ pub fn frozen_linear(x: &Tensor, weight: &FrozenWeight, bias: Option<&Tensor>) -
     if let Some(bias) = &bias {
         check_shape("frozen_linear", "bias", bias, &[weight.out_features()])?;
     }
-    let y = apply_one(FrozenLinear { weight: weight.shallow_clone(), bias }, &[Some(&flat)])?;
-    Ok(y.f_view(shape.as_slice())?)
+    let y = apply_one(FrozenLinear { weight: weight.shallow_clone(), bias, rows: 0 }, &[Some(&flat)])?;
+    Ok(first_rows(y, flat.size()[0])?.f_view(shape.as_slice())?)
 }
 
 /// `x` as `[rows, columns]`, and the shape of a result with `out_features`.
@@ -277,6 +277,8 @@ pub(crate) fn flatten_rows(
 struct FrozenLinear {
     weight: FrozenWeight,
     bias: Option<Tensor>,
+    /// Of its input.
+    rows: i64,
 }
 
 impl Function for FrozenLinear {
@@ -286,10 +288,12 @@ impl Function for FrozenLinear {
         _: &mut ForwardContext,
     ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let x = inputs[0].ok_or("x is required")?;
-        let mut y = self.weight.forward_product(x)?;
+        // Rows that are filled up stay: a view made here could not be changed in place by who gets it.
+        let mut y = self.weight.forward_product(&filled_up(x)?)?;
         if let Some(bias) = self.bias.take() {
             y = y.f_add_(&bias)?;
         }
+        self.rows = x.size()[0];
         Ok(vec![y])
     }
 
@@ -298,6 +302,7 @@ impl Function for FrozenLinear {
         grads: &[Option<Tensor>],
         _: &BackwardContext,
     ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
-        Ok(vec![grads[0].as_ref().map(|grad| self.weight.input_gradient(grad)).transpose()?])
+        let of = |grad| first_rows(self.weight.input_gradient(grad)?, self.rows);
+        Ok(vec![grads[0].as_ref().map(of).transpose()?])
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     cpu::product,
     dropout::Dropout,
     error::{Error, Result, check_shape},
-    filled_rows::filled_up,
+    filled_rows::{filled_up, first_rows},
     frozen::{FrozenWeight, Update, flatten_rows, frozen_linear},
     prologue::{OwnedPrologue, Prologue},
     random::Mode,
@@ -143,7 +143,7 @@ pub fn grouped_lora_linear(
     let prologue = prologue.to_owned(NAME, weight.in_features())?;
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
     let y = apply_one(GroupedLora { prologue, weight: weight.shallow_clone(), bias, places }, &inputs)?;
-    Ok(y.f_view(shape.as_slice())?)
+    Ok(first_rows(y, flat.size()[0])?.f_view(shape.as_slice())?)
 }
 
 /// Where one update acts.
@@ -232,7 +232,7 @@ impl Function for GroupedLora {
     ) -> std::result::Result<Vec<Tensor>, BoxedError> {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
-        let rows = x.size()[0];
+        // Rows that are filled up stay: a view made here could not be changed in place by who gets it.
         let p = self.prologue.forward(x)?.y.f_to_kind(self.weight.kind())?;
         let p = filled_up(&p)?;
         let projected = self.project(&p, adapters)?;
@@ -247,7 +247,6 @@ impl Function for GroupedLora {
         if let Some(bias) = self.bias.take() {
             y = y.f_add_(&bias)?;
         }
-        let y = y.f_narrow(0, 0, rows)?;
         context.save(&inputs);
         // `x A^T` is small beside x: kept, it costs less than the product that would compute it again.
         context.save(&projected.iter().collect::<Vec<_>>());
@@ -266,11 +265,11 @@ impl Function for GroupedLora {
         let kind = adapters[0].kind();
         let stepped = self.prologue.forward(x)?;
         let p = stepped.y.f_to_kind(self.weight.kind())?;
-        let (p, filled_grad) = (filled_up(&p)?, filled_up(grad)?);
+        let p = filled_up(&p)?;
         let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
         let mut grad_projected = Vec::with_capacity(self.places.len());
         for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
-            let grad_y = filled_grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
+            let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
             // d loss / d (dropout(x) A^T) = scaling * grad_y B, [tokens, rank]
             let through = multiply(&grad_y, pair[1])?.f_mul_scalar_(place.scaling)?;
             let grad_a = match context.needs_input_grad(1 + results.len()) {
@@ -282,8 +281,8 @@ impl Function for GroupedLora {
         }
         let grad_x = match context.needs_input_grad(0) {
             true => {
-                let grad_x = self.input_gradient(&filled_grad, &grad_projected, adapters)?;
-                Some(grad_x.f_narrow(0, 0, x.size()[0])?.f_to_kind(x.kind())?)
+                let grad_x = self.input_gradient(grad, &grad_projected, adapters)?;
+                Some(first_rows(grad_x, x.size()[0])?.f_to_kind(x.kind())?)
             }
             false => None,
         };

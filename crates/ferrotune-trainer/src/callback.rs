@@ -45,6 +45,10 @@ pub struct LogRecord {
     pub grad_norm: f64,
 }
 
+/// The `tracing` target of warnings that the plan, a callback, the outcome or [`Reporting::take_failures`](crate::Reporting::take_failures) tells,
+/// too: who shows those may pass these over.
+pub const TOLD: &str = "ferrotune_trainer::told";
+
 /// An evaluation of the validation set during a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]

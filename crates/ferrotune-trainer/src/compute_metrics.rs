@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::BoxError;
-use crate::{Error, Result};
+use crate::{Error, Evaluation, Result};
 
 type Compute<'a> = dyn FnMut() -> std::result::Result<Option<BTreeMap<String, f64>>, BoxError> + 'a;
 
@@ -14,14 +14,36 @@ pub(crate) struct ComputeMetrics<'a> {
 }
 
 impl ComputeMetrics<'_> {
-    /// A value for each name; `None` if it was cancelled.
-    pub(crate) fn compute(&mut self) -> Result<Option<BTreeMap<String, f64>>> {
-        let failed =
-            |source| Error::Callback { name: "compute_metrics".to_owned(), event: "evaluate", source };
-        let found = (self.compute)().map_err(failed)?;
-        match found.as_ref().and_then(|found| self.names.iter().find(|name| !found.contains_key(*name))) {
-            Some(missing) => Err(failed(format!("there is no value for {missing}").into())),
-            None => Ok(found),
+    /// Refuses names that mean something else already.
+    pub(crate) fn check_names(&self) -> Result<()> {
+        let is_taken =
+            |name: &String| Evaluation::METRICS.contains(&name.as_str()) || name.starts_with("eval_");
+        match self.names.iter().find(|name| is_taken(name)) {
+            Some(found) => Err(Error::InvalidArgument {
+                field: "compute_metrics",
+                found: found.clone(),
+                expected: "names other than loss and perplexity, and without eval_ before them",
+            }),
+            None => Ok(()),
         }
+    }
+
+    /// A finite value for each name, and no other; `None` if it was cancelled.
+    pub(crate) fn compute(&mut self) -> Result<Option<BTreeMap<String, f64>>> {
+        let failed = |reason: BoxError| Error::Callback {
+            name: "compute_metrics".to_owned(),
+            event: "evaluate",
+            source: reason,
+        };
+        let Some(mut found) = tch::no_grad(|| (self.compute)()).map_err(failed)? else { return Ok(None) };
+        found.retain(|name, _| self.names.contains(name));
+        for name in &self.names {
+            match found.get(name) {
+                None => return Err(failed(format!("there is no value for {name}").into())),
+                Some(value) if !value.is_finite() => return Err(failed(format!("{name} is {value}").into())),
+                Some(_) => {}
+            }
+        }
+        Ok(Some(found))
     }
 }

@@ -21,7 +21,7 @@ pub struct Evaluation {
     pub target_tokens: usize,
     /// Examples.
     pub examples: usize,
-    /// Seconds it took.
+    /// Seconds it took, what was measured besides included.
     pub seconds: f64,
     /// What was measured besides, by name; see [`Trainer::with_compute_metrics`](crate::Trainer::with_compute_metrics).
     pub metrics: BTreeMap<String, f64>,

@@ -16,6 +16,7 @@ mod nearest;
 mod optimizer;
 mod outcome;
 mod reducer;
+mod refusals;
 mod reporter;
 mod roll_back;
 mod schedule;
@@ -29,7 +30,7 @@ pub use arguments::{
     TrainingArguments, chosen_reporters,
 };
 pub use best::restore as restore_parameters;
-pub use callback::{Callback, EvaluationRecord, LogRecord, StepRecord};
+pub use callback::{Callback, EvaluationRecord, LogRecord, StepRecord, TOLD};
 pub use checkpoint::{Checkpoint, Checkpointer, SavedRun};
 pub use dataset::Dataset;
 pub use error::{BoxError, Error, Place, Result};

@@ -36,7 +36,7 @@ impl<M: TrainableModel> Trainer<'_, M> {
         state.findings = std::mem::take(&mut self.state.findings);
         self.resume(state, &optimizer)?;
         let state = self.state.clone();
-        tracing::warn!(step = state.global_step, factor = state.learning_rate_factor(), "rolled back");
+        tracing::warn!(target: crate::TOLD, step = state.global_step, factor = state.learning_rate_factor(), "rolled back");
         self.notify("on_roll_back", |callback| callback.on_roll_back(&state))
     }
 

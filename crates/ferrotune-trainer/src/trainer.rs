@@ -12,10 +12,10 @@ use crate::compute_metrics::ComputeMetrics;
 use crate::error::BoxError;
 use crate::gradient::check_parameters;
 use crate::{
-    Action, Callback, Checkpoint, Checkpointer, Dataset, Error, Evaluation, EvaluationRecord, Finding,
-    GradientReducer, IntervalStrategy, LogEntry, LogRecord, NoReduction, Observation, Optimizer,
-    OptimizerState, ParameterGroup, Result, ResumeFromCheckpoint, SaveStrategy, Schedule, StepRecord,
-    TrainOutcome, TrainPlan, TrainableModel, TrainerState, TrainingArguments, WatchActions, best, evaluation,
+    Action, Callback, Checkpoint, Checkpointer, Dataset, Error, EvaluationRecord, Finding, GradientReducer,
+    LogEntry, LogRecord, NoReduction, Observation, Optimizer, OptimizerState, ParameterGroup, Result,
+    SaveStrategy, Schedule, StepRecord, TrainOutcome, TrainPlan, TrainableModel, TrainerState,
+    TrainingArguments, WatchActions, best, evaluation,
 };
 
 /// Trains a model.
@@ -39,12 +39,12 @@ pub struct Trainer<'a, M: TrainableModel> {
     pub(crate) plan: TrainPlan,
     pub(crate) schedule: Schedule,
     pub(crate) train: &'a dyn Dataset<Batch = M::Batch>,
-    validation: Option<&'a dyn Dataset<Batch = M::Batch>>,
-    callbacks: Vec<Box<dyn Callback + 'a>>,
+    pub(crate) validation: Option<&'a dyn Dataset<Batch = M::Batch>>,
+    pub(crate) callbacks: Vec<Box<dyn Callback + 'a>>,
     pub(crate) reducer: Box<dyn GradientReducer + 'a>,
     cancellation: Option<Arc<AtomicBool>>,
     pub(crate) checkpointer: Option<Box<dyn Checkpointer + 'a>>,
-    compute_metrics: Option<ComputeMetrics<'a>>,
+    pub(crate) compute_metrics: Option<ComputeMetrics<'a>>,
     pub(crate) optimizer: Box<dyn Optimizer>,
     /// Scales the loss under `fp16`.
     pub(crate) grad_scaler: Option<GradScaler>,
@@ -110,9 +110,20 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
 
     /// Measures more than the loss at each evaluation of the validation set, such as scores of generated answers.
     ///
-    /// `compute` is called after the loss was measured, with the model as it then is. It gives a value for each of `names`, or `None` if
-    /// it was cancelled. The values stand beside the loss in [`Evaluation::metrics`], under `eval/` in the logs, and the run can be
-    /// judged by them (`metric_for_best_model`). An error, or a missing value, ends the run with [`Error::Callback`].
+    /// `compute` is called after the loss was measured, with the model as it then is and no gradients. It gives a finite value for each of
+    /// `names`, or `None` if it was cancelled by the flag of [`with_cancellation`](Self::with_cancellation). The values stand beside the
+    /// loss in [`Evaluation::metrics`] and under `eval/` in the logs, and `metric_for_best_model` may name one of them. An error, or a
+    /// value that is missing or not finite, ends the run with [`Error::Callback`]. Without a validation set it is never called.
+    ///
+    /// ```
+    /// # use ferrotune_trainer::{TrainableModel, Trainer};
+    /// # fn accuracy_of<M>(_: &M) -> Result<f64, std::fmt::Error> { Ok(1.0) }
+    /// fn with_accuracy<'a, M: TrainableModel>(trainer: Trainer<'a, M>, model: &'a M) -> Trainer<'a, M> {
+    ///     trainer.with_compute_metrics(["accuracy"], || {
+    ///         Ok(Some([("accuracy".to_owned(), accuracy_of(model)?)].into()))
+    ///     })
+    /// }
+    /// ```
     #[must_use]
     pub fn with_compute_metrics(
         mut self,
@@ -223,35 +234,21 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// Does the steps of the plan that are still to be done.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if an evaluation is asked for and there is no validation set; [`Error::NonFiniteLoss`], [`Error::MissingGradient`], [`Error::NonFiniteGradient`], [`Error::NoTargets`] and [`Error::Model`]
+    /// [`Error::InvalidArgument`] if an evaluation is asked for and there is no validation set; [`Error::UnknownName`] if nothing measures
+    /// the `metric_for_best_model`; [`Error::NonFiniteLoss`], [`Error::MissingGradient`], [`Error::NonFiniteGradient`], [`Error::NoTargets`] and [`Error::Model`]
     /// name the step and its examples, and leave the parameters as the step before left them; [`Error::Dataset`],
     /// [`Error::OrderLength`], [`Error::Callback`], [`Error::Checkpointer`], [`Error::Reducer`], [`Error::Torch`].
     pub fn train(&mut self) -> Result<TrainOutcome> {
         let plan = self.plan;
         if plan.warmup_steps > plan.max_steps {
             tracing::warn!(
+                target: crate::TOLD,
                 warmup_steps = plan.warmup_steps,
                 max_steps = plan.max_steps,
                 "the run ends within its warm-up: the learning rate never reaches its value"
             );
         }
-        if self.validation.is_none()
-            && (self.arguments.eval_strategy != IntervalStrategy::No || self.arguments.eval_on_start)
-        {
-            let (field, found) = match self.arguments.eval_strategy {
-                IntervalStrategy::No => ("eval_on_start", "true".into()),
-                strategy => ("eval_strategy", strategy.to_string()),
-            };
-            let expected = "a validation set (`Trainer::with_validation`) to evaluate";
-            return Err(Error::InvalidArgument { field, found, expected });
-        }
-        self.check_carried_out()?;
-        let own = self.compute_metrics.iter().flat_map(|metrics| &metrics.names).map(String::as_str);
-        let known: Vec<&str> = Evaluation::METRICS.into_iter().chain(own).collect();
-        if !known.contains(&self.arguments.metric_name()) {
-            let found = self.arguments.metric_name();
-            return Err(Error::unknown_name("metric_for_best_model", found, &known));
-        }
+        self.check()?;
         tracing::info!(?plan, "training");
         self.ended_by = None;
         let state = self.state.clone();
@@ -263,39 +260,6 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         let outcome = TrainOutcome::new(&self.state, !finished, self.ended_by.take());
         self.notify("on_train_end", |callback| callback.on_train_end(&outcome))?;
         Ok(outcome)
-    }
-
-    /// Refuses arguments that others carry out, and that nobody does.
-    fn check_carried_out(&self) -> Result<()> {
-        let refuse = |field, found, expected| Err(Error::InvalidArgument { field, found, expected });
-        let reports = |name| self.callbacks.iter().any(|callback| callback.arguments().contains(&name));
-        let arguments = &self.arguments;
-        let expected =
-            "a callback that writes the log (`Trainer::with_callback` with a `Reporting`), or no value";
-        if !arguments.report_to.is_empty() && !reports("report_to") {
-            return refuse("report_to", format!("{:?}", arguments.report_to), expected);
-        }
-        if let Some(name) = arguments.run_name.as_ref().filter(|_| !reports("run_name")) {
-            return refuse("run_name", format!("{name:?}"), expected);
-        }
-        if self.checkpointer.is_some() {
-            return Ok(());
-        }
-        let expected =
-            "a `Checkpointer` that writes and reads checkpoints (`Trainer::with_checkpointer`), or no value";
-        if let Some(path) = &arguments.output_dir {
-            return refuse("output_dir", path.display().to_string(), expected);
-        }
-        if let Some(limit) = arguments.save_total_limit {
-            return refuse("save_total_limit", limit.to_string(), expected);
-        }
-        if arguments.save_only_model {
-            return refuse("save_only_model", "true".into(), expected);
-        }
-        match &arguments.resume_from_checkpoint {
-            ResumeFromCheckpoint::Newest(false) => Ok(()),
-            from => refuse("resume_from_checkpoint", format!("{from:?}"), expected),
-        }
     }
 
     /// Whether the run came to its last step, or to the one that early stopping or a watcher makes the last.
@@ -334,7 +298,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
                     return Ok(true);
                 }
                 if self.is_cancelled() {
-                    tracing::warn!(steps_done = self.state.global_step, "cancelled");
+                    tracing::warn!(target: crate::TOLD, steps_done = self.state.global_step, "cancelled");
                     self.save_unsaved()?;
                     return Ok(false);
                 }
@@ -478,7 +442,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         match best {
             Some(best) => best::restore(self.optimizer.parameters(), &best),
             None => {
-                tracing::warn!(step, "no checkpoint of the best step: the parameters are those of the last");
+                tracing::warn!(target: crate::TOLD, step, "no checkpoint of the best step: the parameters are those of the last");
                 Ok(())
             }
         }

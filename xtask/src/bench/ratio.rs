@@ -70,7 +70,7 @@ pub fn of_rounds(rounds: &[BTreeMap<String, Ratio>]) -> BTreeMap<String, Ratio> 
     let over_rounds = |name: &String| {
         let mut found: Vec<Ratio> = rounds.iter().filter_map(|round| round.get(name).copied()).collect();
         found.sort_by(|a, b| a.value.total_cmp(&b.value));
-        let value = found[found.len() / 2].value;
+        let value = (found[(found.len() - 1) / 2].value + found[found.len() / 2].value) / 2.0;
         let spread = (found[found.len() - 1].value - found[0].value) / 2.0 / value;
         let noise = found.iter().map(|ratio| ratio.noise).fold(spread, f64::max);
         (name.clone(), Ratio { value, noise })

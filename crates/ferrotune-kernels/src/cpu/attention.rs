@@ -88,7 +88,7 @@ impl Inputs {
     /// `None` where these tensors want libtorch's attention.
     fn of([q, k, v]: [&Tensor; 3], options: AttentionOptions) -> Option<Self> {
         let [q, k, v] = [Heads::of(q)?, Heads::of(k)?, Heads::of(v)?];
-        let fits = q.head_dim.is_multiple_of(LANES) && q.head_dim <= panel::DEPTH;
+        let fits = takes(q.head_dim as i64);
         let window = options.sliding_window.map_or(usize::MAX, |window| usize::try_from(window).unwrap_or(1));
         fits.then_some(Self { q, k, v, scale: options.scale as f32, window })
     }
@@ -128,6 +128,12 @@ fn tasks(segments: &[Segment], heads: usize, kv_heads: usize) -> Vec<Task> {
     }
     tasks.sort_by_key(|task| std::cmp::Reverse(task.tokens.len() * task.heads.len()));
     tasks
+}
+
+/// Whether there are loops for this processor and heads of this size.
+pub(crate) fn takes(head_dim: i64) -> bool {
+    let fits = usize::try_from(head_dim).is_ok_and(|size| size.is_multiple_of(LANES) && size <= panel::DEPTH);
+    fits && level().is_some()
 }
 
 /// The attention of the segments, `[tokens, heads, head_dim]`, and the log-sum-exp of each query's scores, `[heads, tokens]`.

@@ -120,7 +120,8 @@ pub struct TrainingArguments {
     pub save_only_model: bool,
     /// Whether the run ends with the parameters of the best checkpoint.
     pub load_best_model_at_end: bool,
-    /// What an evaluation is judged by: `loss` or `perplexity`, with `eval_` before it or without. `None`: `loss`.
+    /// What an evaluation is judged by, with `eval_` before it or without: `loss`, `perplexity`, or what
+    /// [`Trainer::with_compute_metrics`](crate::Trainer::with_compute_metrics) measures. `None`: `loss`.
     pub metric_for_best_model: Option<String>,
     /// Whether a greater metric is a better one. `None`: not for `loss` and `perplexity`.
     pub greater_is_better: Option<bool>,
@@ -222,17 +223,15 @@ impl TrainingArguments {
         })
     }
 
-    /// The learning rate of every step of the plan.
+    /// The learning rate of every step of the plan. `reduce_lr_on_plateau` without a `mode` has that of the metric that the run is judged by.
     ///
     /// # Errors
     /// As [`Schedule::new`].
     pub fn schedule(&self, plan: &TrainPlan) -> Result<Schedule> {
-        Schedule::new(
-            self.lr_scheduler_type,
-            &self.lr_scheduler_kwargs,
-            self.learning_rate,
-            plan.warmup_steps,
-            plan.max_steps,
-        )
+        let mut kwargs = self.lr_scheduler_kwargs.clone();
+        if self.lr_scheduler_type == SchedulerType::ReduceLrOnPlateau && self.greater_is_better() {
+            kwargs.set_default("mode", "max");
+        }
+        Schedule::new(self.lr_scheduler_type, &kwargs, self.learning_rate, plan.warmup_steps, plan.max_steps)
     }
 }

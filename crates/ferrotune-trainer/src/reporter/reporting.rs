@@ -105,7 +105,7 @@ impl Reporting {
             Ok(()) => true,
             Err(error) => {
                 let name = reporter.name();
-                tracing::warn!(reporter = name, %error, "a reporter cannot write, and gets nothing more; training goes on");
+                tracing::warn!(target: crate::TOLD, reporter = name, %error, "a reporter cannot write, and gets nothing more; training goes on");
                 failures.push(format!("{name} cannot write its log, {error}; it gets nothing more"));
                 false
             }

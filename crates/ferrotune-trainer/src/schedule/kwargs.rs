@@ -77,6 +77,11 @@ impl SchedulerKwargs {
         self.0.is_empty()
     }
 
+    /// Gives an argument that is not given yet.
+    pub(crate) fn set_default(&mut self, name: &str, value: &str) {
+        self.0.entry(name.to_owned()).or_insert_with(|| value.into());
+    }
+
     /// Refuses a name that the schedule does not take.
     pub(super) fn check_names(&self, kind: SchedulerType) -> Result<()> {
         let known = names(kind);

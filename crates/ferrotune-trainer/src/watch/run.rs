@@ -18,7 +18,7 @@ impl<M: TrainableModel> Trainer<'_, M> {
             if finding.watcher == WatcherKind::LossSpike && !examples.is_empty() {
                 finding.what.push_str(&format!(", examples: {}", Listed(examples, SHOWN)));
             }
-            tracing::warn!(watcher = %finding.watcher, action = ?finding.action, "{finding}");
+            tracing::warn!(target: crate::TOLD, watcher = %finding.watcher, action = ?finding.action, "{finding}");
             self.notify("on_finding", |callback| callback.on_finding(&finding))?;
             gravest = gravest.max(Some(finding.action));
             if matches!(finding.action, Action::RollBack | Action::Stop) {

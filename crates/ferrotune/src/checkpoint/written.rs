@@ -67,7 +67,7 @@ impl Written {
     /// Says a failure, the first time.
     pub(super) fn fail(&mut self, step: usize, error: Error, consequence: &str) {
         if self.failed.as_ref().is_none_or(|(failed, _)| *failed != step) {
-            tracing::warn!(step, %error, "no checkpoint");
+            tracing::warn!(target: ferrotune_trainer::TOLD, step, %error, "no checkpoint");
             self.unsaid.push(format!("warning: no checkpoint after step {step}: {error}; {consequence}"));
         }
         self.failed = Some((step, error));

@@ -20,7 +20,7 @@ pub(super) fn short_answers(reference_tokens: &[usize], max_new_tokens: usize) -
     })
 }
 
-/// That there are few optimizer steps, and that none but the last is logged.
+/// That there are few optimizer steps, that none but the last is logged, and that the warm-up takes all of them.
 pub(super) fn few_steps(plan: &TrainPlan, training: &TrainingSection) -> Vec<String> {
     let steps = match plan.max_steps {
         1 => "1 optimizer step".to_owned(),
@@ -45,7 +45,14 @@ pub(super) fn few_steps(plan: &TrainPlan, training: &TrainingSection) -> Vec<Str
              only; the report shows every step"
         )
     });
-    [few, unlogged].into_iter().flatten().map(|note| format!("note: {note}")).collect()
+    // Where `max_steps` is given, the recipe itself was warned of.
+    let warms_up = (training.max_steps <= 0 && plan.warmup_steps >= plan.max_steps).then(|| {
+        format!(
+            "`training.warmup_steps` is {} and the run has {steps}: the learning rate never reaches its peak",
+            training.warmup_steps
+        )
+    });
+    [few, unlogged, warms_up].into_iter().flatten().map(|note| format!("note: {note}")).collect()
 }
 
 #[cfg(test)]

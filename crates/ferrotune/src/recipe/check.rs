@@ -53,7 +53,7 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
     if training.lr_scheduler_type == "reduce_lr_on_plateau" && training.eval_strategy == "no" {
         contradiction(
             ["training.lr_scheduler_type", "training.eval_strategy"],
-            "`training.lr_scheduler_type` is \"reduce_lr_on_plateau\", which follows the validation loss; set \
+            "`training.lr_scheduler_type` is \"reduce_lr_on_plateau\", which follows the validation; set \
              `training.eval_strategy` to \"epoch\" or \"steps\""
                 .to_owned(),
         );

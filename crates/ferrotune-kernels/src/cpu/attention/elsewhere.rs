@@ -3,6 +3,10 @@
 use crate::{attention::AttentionOptions, error::Result, layout::Segment};
 use tch::Tensor;
 
+pub(crate) fn takes(_: i64) -> bool {
+    false
+}
+
 pub(crate) fn forward(_: [&Tensor; 3], _: &[Segment], _: AttentionOptions) -> Result<Option<[Tensor; 2]>> {
     Ok(None)
 }

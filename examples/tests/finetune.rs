@@ -346,9 +346,9 @@ fn answers_to_the_validation_prompts_decide_which_adapter_is_kept() {
     run.succeeded();
     assert!(run.stderr.contains("validation answers at step 6: chrf "), "{run}");
     let metrics = job.json("out/metrics.json");
-    let scores = metrics["validation"]["scores"].as_array().unwrap();
+    let scores = metrics["validation"]["history"].as_array().unwrap();
     assert_eq!(scores.len(), 7, "before the first step and after each: {metrics}");
-    let chrf = |entry: &serde_json::Value| entry["chrf"].as_f64().unwrap();
+    let chrf = |entry: &serde_json::Value| entry["scores"]["chrf"].as_f64().unwrap();
     // The first of the best ones, but for the evaluation before the first step.
     let best = scores[1..].iter().map(chrf).fold(f64::MIN, f64::max);
     let step = scores[1..].iter().find(|entry| chrf(entry) == best).unwrap()["step"].as_u64().unwrap();
@@ -358,7 +358,8 @@ fn answers_to_the_validation_prompts_decide_which_adapter_is_kept() {
     assert!(bytes("out/adapter/adapter_model.safetensors") == bytes(&kept), "step {step}");
     let state = job.json(&format!("out/checkpoint-{step}/trainer_state.json"));
     assert_eq!(state["best_metric"].as_f64(), Some(best), "{state}");
-    assert_eq!(metrics["before"]["chrf"], scores[0]["chrf"], "{metrics}");
+    assert_eq!(metrics["validation"]["best_step"], step, "{metrics}");
+    assert_eq!(metrics["before"]["chrf"], scores[0]["scores"]["chrf"], "{metrics}");
     assert_eq!(metrics["after"]["chrf"].as_f64(), Some(best), "{metrics}");
 }
 

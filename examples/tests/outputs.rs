@@ -23,6 +23,7 @@ fn files_and_their_keys_are_those_of_the_page() {
     let settings = [
         "training.eval_strategy=epoch",
         "training.predict_with_generate=true",
+        "training.metric_for_best_model=eval_loss",
         "training.report_to=all",
         "training.max_steps=24",
         "training.learning_rate=1e-60",

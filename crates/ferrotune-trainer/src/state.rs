@@ -166,8 +166,9 @@ struct EvaluationNames {
     eval_examples: usize,
     eval_runtime: f64,
     evaluations_left: usize,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    eval_metrics: BTreeMap<String, f64>,
+    /// With `eval_` before their names.
+    #[serde(flatten)]
+    metrics: BTreeMap<String, f64>,
 }
 
 fn write_evaluation<S: Serializer>(record: &EvaluationRecord, serializer: S) -> Result<S::Ok, S::Error> {
@@ -182,13 +183,15 @@ fn write_evaluation<S: Serializer>(record: &EvaluationRecord, serializer: S) -> 
         eval_examples: examples,
         eval_runtime: seconds,
         evaluations_left,
-        eval_metrics: metrics,
+        metrics: metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect(),
     }
     .serialize(serializer)
 }
 
 fn read_evaluation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EvaluationRecord, D::Error> {
     let names = EvaluationNames::deserialize(deserializer)?;
+    let metrics = names.metrics.into_iter();
+    let metrics = metrics.filter_map(|(name, value)| Some((name.strip_prefix("eval_")?.to_owned(), value)));
     Ok(EvaluationRecord {
         step: names.step,
         epoch: names.epoch,
@@ -198,7 +201,7 @@ fn read_evaluation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Evaluat
             target_tokens: names.eval_target_tokens,
             examples: names.eval_examples,
             seconds: names.eval_runtime,
-            metrics: names.eval_metrics,
+            metrics: metrics.collect(),
         },
         evaluations_left: names.evaluations_left,
     })

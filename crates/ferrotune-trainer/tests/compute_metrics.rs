@@ -5,7 +5,9 @@
 mod common;
 
 use common::{Examples, TokenModel};
-use ferrotune_trainer::{BoxError, Error, IntervalStrategy, TrainOutcome, Trainer, TrainingArguments};
+use ferrotune_trainer::{
+    BoxError, Error, IntervalStrategy, SchedulerType, TrainOutcome, Trainer, TrainingArguments,
+};
 use std::collections::BTreeMap;
 
 type Computed = Result<Option<BTreeMap<String, f64>>, BoxError>;
@@ -15,8 +17,12 @@ fn value(name: &str, value: f64) -> Computed {
 }
 
 /// A run whose metric `rougeL` has these values at its evaluations, the one before the first step included.
-fn run(metric: &str, mut compute: impl FnMut() -> Computed) -> Result<TrainOutcome, Error> {
-    let arguments = TrainingArguments {
+fn run(metric: &str, compute: impl FnMut() -> Computed) -> Result<TrainOutcome, Error> {
+    run_of("rougeL", arguments(metric), compute)
+}
+
+fn arguments(metric: &str) -> TrainingArguments {
+    TrainingArguments {
         max_steps: 6,
         per_device_train_batch_size: 1,
         learning_rate: 1e-3,
@@ -26,12 +32,19 @@ fn run(metric: &str, mut compute: impl FnMut() -> Computed) -> Result<TrainOutco
         metric_for_best_model: Some(metric.to_owned()),
         early_stopping_patience: Some(2),
         ..TrainingArguments::default()
-    };
+    }
+}
+
+fn run_of(
+    name: &str,
+    arguments: TrainingArguments,
+    mut compute: impl FnMut() -> Computed,
+) -> Result<TrainOutcome, Error> {
     let (model, train, validation) = (TokenModel::small(), Examples::patterned(6), Examples::patterned(2));
     Trainer::new(&model, arguments, &train)
         .unwrap()
         .with_validation(&validation)
-        .with_compute_metrics(["rougeL"], &mut compute)
+        .with_compute_metrics([name], &mut compute)
         .train()
 }
 
@@ -68,6 +81,34 @@ fn what_is_not_measured_is_refused_before_the_first_step_and_a_failure_has_its_w
     assert!(error.contains("metric_for_best_model") && error.contains("did you mean \"loss\"?"), "{error}");
     let error = run("rougeL", || Err("no answers".into())).unwrap_err().to_string();
     assert!(error.contains("compute_metrics") && error.contains("no answers"), "{error}");
+    let error = run("rougeL", || value("rougeL", f64::NAN)).unwrap_err().to_string();
+    assert!(error.contains("rougeL is NaN"), "{error}");
     let error = run("rougeL", || value("rouge1", 1.0)).unwrap_err().to_string();
     assert!(error.contains("no value for rougeL"), "{error}");
+}
+
+#[test]
+fn names_that_mean_something_else_are_refused() {
+    for name in ["loss", "runtime", "eval_f1"] {
+        let error = run_of(name, arguments("loss"), || panic!("nothing is measured")).unwrap_err();
+        assert!(matches!(&error, Error::InvalidArgument { found, .. } if found == name), "{error}");
+    }
+}
+
+#[test]
+fn a_rate_that_waits_for_a_plateau_falls_when_a_score_does() {
+    let of = |scores: [f64; 7]| {
+        let arguments = TrainingArguments {
+            lr_scheduler_type: SchedulerType::ReduceLrOnPlateau,
+            lr_scheduler_kwargs: [("patience", 0.0)].into(),
+            early_stopping_patience: None,
+            logging_steps: 1.0,
+            ..arguments("rougeL")
+        };
+        let mut scores = scores.into_iter();
+        let outcome = run_of("rougeL", arguments, || value("rougeL", scores.next().unwrap())).unwrap();
+        outcome.history.last().unwrap().learning_rate
+    };
+    assert_eq!(of([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 1e-3);
+    assert!(of([0.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) < 1e-5);
 }

@@ -286,9 +286,10 @@ impl Error {
             Self::Lora(error) => !is_libtorch_fault(error),
             Self::Models(error) => !is_libtorch_fault(error),
             Self::AfterTraining { source, .. } | Self::NotSaved { source, .. } => source.is_bad_input(),
-            Self::Trainer(ferrotune_trainer::Error::Model { source, .. }) => {
-                source.downcast_ref::<Self>().is_some_and(Self::is_bad_input)
-            }
+            Self::Trainer(
+                ferrotune_trainer::Error::Model { source, .. }
+                | ferrotune_trainer::Error::Callback { source, .. },
+            ) => source.downcast_ref::<Self>().is_some_and(Self::is_bad_input),
             Self::Trainer(error) => {
                 use ferrotune_trainer::Error as Trainer;
                 matches!(

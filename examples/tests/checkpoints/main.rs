@@ -208,6 +208,21 @@ fn a_change_of_recipe_or_data_is_named_and_refused_or_accepted() {
 }
 
 #[test]
+fn answers_of_another_length_are_a_change_where_they_judge_the_run() {
+    let by_answers = ["training.predict_with_generate=true", "training.metric_for_best_model=eval_rougeL"];
+    for (settings, is_change) in [(&[][..], false), (&by_answers, true)] {
+        let job = Job::new();
+        assert_eq!(finish(start(&job, settings, Some("begun:3"))).code, None);
+        let longer = run(&job, &[settings, &["generation.max_new_tokens=3"]].concat());
+        if is_change {
+            longer.refused(&["`generation.max_new_tokens` was 6 and is 3", "--accept-changes"]);
+        } else {
+            longer.succeeded();
+        }
+    }
+}
+
+#[test]
 fn results_of_another_recipe_are_not_replaced_where_no_checkpoint_is_left() {
     let job = Job::new();
     let without = ["training.load_best_model_at_end=false", "training.save_strategy=no"];
@@ -216,6 +231,12 @@ fn results_of_another_recipe_are_not_replaced_where_no_checkpoint_is_left() {
     let other = [&without[..], &["training.weight_decay=0.1"]].concat();
     run(&job, &other).refused(&["out holds another run (recipe.toml)", "overwrite_output_dir = true"]);
     assert!(results == common::snapshot(job.folder()), "something has changed");
+    // Nor by a run that goes on from a checkpoint elsewhere.
+    let short = ["output_dir=elsewhere", "training.save_strategy=steps", "training.max_steps=2"];
+    let elsewhere = [&other[..], &short].concat();
+    run(&job, &elsewhere).succeeded();
+    let from = ["training.resume_from_checkpoint=elsewhere/checkpoint-2", "training.save_strategy=no"];
+    run(&job, &[&other[..], &from].concat()).refused(&["out holds another run (recipe.toml)"]);
     run(&job, &[&other[..], &["overwrite_output_dir=true"]].concat()).succeeded();
     assert!(job.read("out/recipe.toml").contains("weight_decay = 0.1"));
 }

@@ -3,7 +3,7 @@
 use super::{noise, relative};
 use ferrotune_kernels::{
     AttentionOptions, FrozenWeight, GroupMember, LowRank, Mode, Prologue, RandomKey, SequenceLayout,
-    grouped_lora_linear, linear_cross_entropy, rotary_attention,
+    frozen_linear, grouped_lora_linear, linear_cross_entropy, lora_linear, rotary_attention,
 };
 use tch::{Kind, Tensor};
 
@@ -81,5 +81,18 @@ fn attention_has_the_values_and_gradients_of_f32() {
                 rotary_attention(&leaves[0], 2, &cos, &sin, &layout, options).unwrap()
             });
         }
+    }
+}
+
+#[test]
+fn results_may_be_changed_in_place() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        compare(kind, 1e-2, &[&[37, 7], &[2, 7], &[5, 2]], |leaves, kind| {
+            let weight = FrozenWeight::new(&noise(50, &[5, 7]).to_kind(kind)).unwrap();
+            let update = LowRank { a: &leaves[1], b: &leaves[2], scaling: 1.5, dropout: 0.0, layer: 0 };
+            let mut y = lora_linear(&leaves[0], &weight, None, Some(update), Mode::Eval).unwrap();
+            let mut frozen = frozen_linear(&leaves[0], &weight, None).unwrap();
+            y.sigmoid_() + frozen.sigmoid_()
+        });
     }
 }

@@ -43,7 +43,7 @@ pub const NOT_OFFERED: [(&str, &str); 28] = [
     ("overwrite_output_dir", "it is the program's business which folder it writes to"),
     (
         "prediction_loss_only",
-        "an evaluation gives the loss, and metrics of generated answers come from elsewhere",
+        "an evaluation gives the loss, and what `Trainer::with_compute_metrics` measures besides",
     ),
     ("push_to_hub", "nothing is sent anywhere"),
     ("remove_unused_columns", "a data set makes its own batches"),

@@ -32,6 +32,9 @@ const FREE: [&str; 24] = [
     "runtime.threads",
 ];
 
+/// Keys that change steps where the prompts of the validation are answered, and the answers may decide which adapter is the best.
+const OF_ANSWERS: [&str; 2] = ["generation.max_new_tokens", "generation.batch_size"];
+
 /// Keys of what is held to its content: what lies at another path may be the same.
 const INPUTS: [&str; 4] = ["model.path", "lora.init_from", "data.train", "data.validation"];
 
@@ -47,7 +50,9 @@ pub(crate) fn changes(saved: &Saved, recipe: &Recipe, inputs: &[InputFile]) -> R
     keys.sort();
     keys.dedup();
     let mut changes = Vec::new();
-    for key in keys.into_iter().filter(|key| !FREE.contains(&key.as_str())) {
+    let answers = value(&now, "training.predict_with_generate") == "true";
+    let is_free = |key: &str| FREE.contains(&key) && !(answers && OF_ANSWERS.contains(&key));
+    for key in keys.into_iter().filter(|key| !is_free(key)) {
         let (before, now) = (value(&before, key), value(&now, key));
         let is_input = INPUTS.contains(&key.as_str());
         if before != now && !(is_input && before != "absent" && now != "absent") {

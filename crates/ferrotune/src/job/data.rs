@@ -76,9 +76,13 @@ impl DataFiles {
         let train = Rows::new(train, &options, assistant, observer);
         let to_answer = validation.as_ref().filter(|_| recipe.training.predict_with_generate);
         let (max_new_tokens, on_error) = (recipe.generation.max_new_tokens, recipe.data.on_error);
-        // What is refused there is refused as rows as well, and said of them.
+        // What is refused there is refused as rows as well, and said of them; what is too long as a row is answered, though.
         let validation_prompts = to_answer
-            .map(|file| assistant.prompts(file.examples.clone(), max_new_tokens, on_error))
+            .map(|file| -> Result<Prompts> {
+                let prompts = assistant.prompts(file.examples.clone(), max_new_tokens, on_error)?;
+                note_short_answers(&file.path, &reference_tokens(&prompts, assistant)?, recipe, observer);
+                Ok(prompts)
+            })
             .transpose();
         let validation = validation.map(|file| Rows::new(file, &options, assistant, observer)).transpose();
         let test = test.map(|file| TestPrompts::new(file, recipe, assistant, observer)).transpose();
@@ -171,6 +175,19 @@ impl Rows {
     }
 }
 
+/// Tokens of each reference.
+fn reference_tokens(prompts: &Prompts, assistant: &Assistant) -> Result<Vec<usize>> {
+    let tokens = |example: &Example| assistant.tokenizer.encode(example.completion.text(), false);
+    prompts.examples.iter().map(|example| Ok(tokens(example)?.len())).collect()
+}
+
+/// Says where answers will mostly end before the references do.
+fn note_short_answers(path: &str, reference_tokens: &[usize], recipe: &Recipe, observer: &mut dyn Observer) {
+    if let Some(note) = short_answers(reference_tokens, recipe.generation.max_new_tokens) {
+        observer.note(&format!("warning: {path}: {note}"));
+    }
+}
+
 /// A file whose prompts are answered.
 struct TestPrompts {
     path: String,
@@ -190,13 +207,9 @@ impl TestPrompts {
         let DataFile { path, examples, skipped } = file;
         let prompts = assistant.prompts(examples, recipe.generation.max_new_tokens, recipe.data.on_error)?;
         note_refused(&path, &prompts.refused, observer);
-        let tokens = |example: &Example| assistant.tokenizer.encode(example.completion.text(), false);
-        let reference_tokens: Vec<usize> =
-            prompts.examples.iter().map(|example| Ok(tokens(example)?.len())).collect::<Result<_>>()?;
-        let answered = recipe.evaluation.before || recipe.evaluation.after;
-        let note = short_answers(&reference_tokens, recipe.generation.max_new_tokens);
-        if let Some(note) = note.filter(|_| answered) {
-            observer.note(&format!("warning: {path}: {note}"));
+        let reference_tokens = reference_tokens(&prompts, assistant)?;
+        if recipe.evaluation.before || recipe.evaluation.after {
+            note_short_answers(&path, &reference_tokens, recipe, observer);
         }
         Ok(Self { path, bad_lines: skipped.total, prompts, reference_tokens })
     }

@@ -36,7 +36,7 @@ pub fn find_lr(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Option<Ra
     let test = RangeTest::default();
     let max_steps = i64::try_from(test.steps).unwrap_or(i64::MAX);
     let plan = TrainingArguments { max_steps, ..arguments.clone() }.plan(train_set.len())?;
-    check_memory(&base.assistant, &adapter, &train_set, (&arguments, &plan), false, observer)?;
+    check_memory(&base.assistant, &adapter, &train_set, (&arguments, &plan), &[], observer)?;
     let task = CausalLmTask::new(&base.assistant.model, &adapter)
         .with_forward_arguments(arguments.forward_arguments())?;
 

@@ -76,7 +76,7 @@ impl MemoryNeed {
         max_new_tokens: usize,
         batch_size: usize,
     ) -> Self {
-        Self::of_answers(model.config(), prompts, max_new_tokens, batch_size).and_answers(model)
+        Self::of_answers(model.config(), prompts, max_new_tokens, batch_size).and_compact_weights(model)
     }
 
     fn of_answers(
@@ -101,9 +101,14 @@ impl MemoryNeed {
         }
     }
 
-    /// With answers before or between its steps, whose weights in fewer bits stay.
-    pub fn and_answers(self, model: &CausalLm) -> Self {
+    /// And the weights in fewer bits, which answers leave behind.
+    pub fn and_compact_weights(self, model: &CausalLm) -> Self {
         self.with("weights in fewer bits", model.compact_bytes() as u64)
+    }
+
+    /// This or `other`, whichever is more: what is needed in turn.
+    pub fn or(self, other: Self) -> Self {
+        if other.bytes() > self.bytes() { other } else { self }
     }
 
     fn with(mut self, part: &'static str, bytes: u64) -> Self {

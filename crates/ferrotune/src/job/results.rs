@@ -10,7 +10,7 @@ use crate::{
     recipe::{Recipe, TargetModules},
     report::{
         Lengths, LoggedStep, Metrics, PreflightFacts, Report, Split, TrainMetrics, ValidationMetrics,
-        ValidationScores, ValidationStep, WatcherMark,
+        ValidationStep, WatcherMark,
     },
 };
 use ferrotune_data::{Preflight, Tokenized};
@@ -23,16 +23,15 @@ pub(super) fn validation_metrics(outcome: &TrainOutcome) -> Option<ValidationMet
     let history: Vec<ValidationStep> = outcome
         .evaluations
         .iter()
-        .map(|record| ValidationStep { step: record.step as u64, loss: record.evaluation.loss })
+        .map(|record| ValidationStep {
+            step: record.step as u64,
+            loss: record.evaluation.loss,
+            scores: record.evaluation.metrics.clone(),
+        })
         .collect();
-    let scored = outcome.evaluations.iter().filter(|record| !record.evaluation.metrics.is_empty());
-    let scores = scored.map(|record| ValidationScores {
-        step: record.step as u64,
-        scores: record.evaluation.metrics.clone(),
-    });
     Some(ValidationMetrics {
         loss: last.loss,
-        scores: scores.collect(),
+        best_step: outcome.best_global_step.map(|step| step as u64),
         loss_before: history.iter().find(|at| at.step == 0).map(|at| at.loss),
         history,
         examples: last.examples as u64,

@@ -195,7 +195,8 @@ impl<'a> Opened<'a> {
             return Ok(None);
         }
         let saved = if resumes { resume::choose(recipe, observer)? } else { None };
-        if resumes && saved.is_none() && resume::holds_another(recipe) {
+        let goes_on_here = saved.as_ref().is_some_and(|saved| saved.path.starts_with(&recipe.output_dir));
+        if resumes && !goes_on_here && resume::holds_another(recipe) {
             let (path, found) = (recipe.output_dir.clone(), RESULTS[1].to_owned());
             return Err(Error::OutputExists { path, found });
         }
@@ -230,8 +231,9 @@ impl<'a> Opened<'a> {
         // A fresh adapter changes no answer; a given one is what this run begins with.
         let is_given = recipe.lora.init_from.is_some();
         let before = recipe.evaluation.before && (base.before.is_none() || is_given);
-        let answers = (before && base.test.is_some()) || base.validation_prompts.is_some();
-        check_memory(&base.assistant, &adapter, &train_set, (arguments, &plan), answers, observer)?;
+        let answered = [base.test.as_ref().filter(|_| before), base.validation_prompts.as_ref()];
+        let answered: Vec<&TestSet> = answered.into_iter().flatten().collect();
+        check_memory(&base.assistant, &adapter, &train_set, (arguments, &plan), &answered, observer)?;
 
         let evaluation_start = Instant::now();
         base.assistant.adapter = is_given.then(|| adapter.shallow_clone());
@@ -409,7 +411,7 @@ pub(super) fn check_memory(
     adapter: &Adapter,
     train_set: &PackedDataset,
     (arguments, plan): (&TrainingArguments, &TrainPlan),
-    answers: bool,
+    answered: &[&TestSet],
     observer: &mut dyn Observer,
 ) -> Result<()> {
     if assistant.model.device() != Device::Cpu {
@@ -422,8 +424,11 @@ pub(super) fn check_memory(
         arguments,
         plan.max_steps.div_ceil(plan.steps_per_epoch.max(1)),
     );
-    if answers {
-        need = need.and_answers(&assistant.model);
+    if !answered.is_empty() {
+        need = need.and_compact_weights(&assistant.model);
+    }
+    for TestSet { prompts, max_new_tokens, batch_size, .. } in answered {
+        need = need.or(MemoryNeed::of_generation(&assistant.model, prompts, *max_new_tokens, *batch_size));
     }
     let remedy =
         "lower `per_device_train_batch_size` or `max_length`, choose a smaller model, or free memory";

@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn measured(losses: &[(u64, f64)]) -> Vec<ValidationStep> {
-        losses.iter().map(|&(step, loss)| ValidationStep { step, loss }).collect()
+        losses.iter().map(|&(step, loss)| ValidationStep::new(step, loss)).collect()
     }
 
     fn text(logged: &[LoggedStep], validation: &[ValidationStep]) -> String {
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_long_run_stays_small() {
-        let validation: Vec<_> = (0..=10_000).map(|step| ValidationStep { step, loss: 2.0 }).collect();
+        let validation: Vec<_> = (0..=10_000).map(|step| ValidationStep::new(step, 2.0)).collect();
         let svg = text(&run(100_003), &validation);
         assert!(svg.len() < 80_000 && !svg.contains("<title>"), "{}", svg.len());
     }

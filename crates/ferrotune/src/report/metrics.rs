@@ -142,9 +142,9 @@ pub struct ValidationMetrics {
     pub loss_before: Option<f64>,
     /// Every measurement in order, those before the first step and after the last one included.
     pub history: Vec<ValidationStep>,
-    /// The scores of the answers to its prompts, where these were answered.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub scores: Vec<ValidationScores>,
+    /// Optimizer steps before the evaluation that was the best by `metric_for_best_model`, where evaluations are judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
     /// Examples.
     pub examples: u64,
     /// Target tokens.
@@ -183,8 +183,8 @@ pub struct FileMetrics {
     pub target_tokens_lost: u64,
 }
 
-/// The validation loss after some step.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+/// The validation after some step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ValidationStep {
     /// Optimizer steps done.
@@ -192,17 +192,16 @@ pub struct ValidationStep {
     /// The loss.
     #[serde(deserialize_with = "number_or_nan")]
     pub loss: f64,
+    /// The scores of the answers to the prompts, by metric, where these were answered.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub scores: BTreeMap<String, f64>,
 }
 
-/// The scores of the answers to the prompts of the validation data after some step.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ValidationScores {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// The scores, by metric.
-    #[serde(flatten)]
-    pub scores: BTreeMap<String, f64>,
+impl ValidationStep {
+    /// A validation of the loss alone.
+    pub fn new(step: u64, loss: f64) -> Self {
+        Self { step, loss, ..Self::default() }
+    }
 }
 
 /// `generation`: the last pass over the test prompts.
@@ -276,8 +275,14 @@ mod tests {
             validation: Some(ValidationMetrics {
                 loss: 2.25,
                 loss_before: Some(3.5),
-                history: vec![ValidationStep { step: 0, loss: 3.5 }, ValidationStep { step: 80, loss: 2.25 }],
-                scores: vec![ValidationScores { step: 80, scores: [("rougeL".to_owned(), 31.5)].into() }],
+                history: vec![
+                    ValidationStep::new(0, 3.5),
+                    ValidationStep {
+                        scores: [("rougeL".to_owned(), 31.5)].into(),
+                        ..ValidationStep::new(80, 2.25)
+                    },
+                ],
+                best_step: Some(80),
                 examples: 100,
                 target_tokens: 1_000,
             }),
@@ -324,7 +329,10 @@ mod tests {
             ("/data/train/skipped", json!(3)),
             ("/data/train/target_tokens_lost", json!(0)),
             ("/validation/loss_before", json!(3.5)),
-            ("/validation/history", json!([{"step": 0, "loss": 3.5}, {"step": 80, "loss": 2.25}])),
+            (
+                "/validation/history",
+                json!([{"step": 0, "loss": 3.5}, {"step": 80, "loss": 2.25, "scores": {"rougeL": 31.5}}]),
+            ),
             ("/generation/max_new_tokens", json!(32)),
             ("/generation/answers_cut", json!(12)),
             ("/generation/new_tokens_per_s", json!(60.0)),

@@ -47,7 +47,7 @@ pub use html::render;
 pub use lengths::Lengths;
 pub use metrics::{
     DataMetrics, FileMetrics, GenerationMetrics, LoggedStep, Metrics, StageTime, TrainMetrics,
-    ValidationMetrics, ValidationScores, ValidationStep, WatcherMark,
+    ValidationMetrics, ValidationStep, WatcherMark,
 };
 pub use range_test::range_test_svg;
 pub use scores::{Interval, Scores};

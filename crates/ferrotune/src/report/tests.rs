@@ -204,7 +204,7 @@ fn headings_are_in_order_and_every_table_has_a_caption() {
 fn a_large_run_makes_a_page_of_moderate_size() {
     let mut report = filled_with(&"long words of a model ".repeat(2_000));
     let logged = |step| LoggedStep { step, loss: 2.0, learning_rate: 1e-3, grad_norm: 1.0 };
-    let history = (0..=10_000).map(|step| ValidationStep { step, loss: 2.5 }).collect();
+    let history = (0..=10_000).map(|step| ValidationStep::new(step, 2.5)).collect();
     report.metrics.train =
         Some(TrainMetrics { loss: (1..=10_000).map(logged).collect(), ..Default::default() });
     report.metrics.validation = Some(ValidationMetrics { history, ..Default::default() });

@@ -42,6 +42,12 @@ impl Sweep {
                 "warning: without `data.validation` the trials are judged on `data.test`, whose scores then flatter the best of them",
             );
         }
+        if let Some(metric) = &self.recipe.training.metric_for_best_model
+            && metric != "eval_loss"
+        {
+            let judged = &self.objective.name;
+            observer.note(&format!("note: {metric} decides within a trial, and {judged} between trials"));
+        }
         let mut report = self.report()?;
         let mut base = None;
         for (index, trial) in self.trials.iter().enumerate() {
@@ -100,11 +106,10 @@ impl Sweep {
             serde_json::from_str(&text).map_err(|source| Error::Read { path, source: source.into() })?;
         report.seconds = metrics.stages.iter().map(|stage| stage.seconds).sum();
         if let Some(validation) = metrics.validation {
-            let losses = validation.history.iter().filter(|at| at.step > 0).map(|at| at.loss);
-            // The adapter of the best evaluation is the one that was kept.
-            let best =
-                trial.recipe.training.load_best_model_at_end.then(|| losses.reduce(f64::min)).flatten();
-            report.validation_loss = Some(best.unwrap_or(validation.loss));
+            // Of the adapter that was kept.
+            let kept = validation.best_step.filter(|_| trial.recipe.training.load_best_model_at_end);
+            let of_kept = validation.history.iter().find(|at| Some(at.step) == kept).map(|at| at.loss);
+            report.validation_loss = Some(of_kept.unwrap_or(validation.loss));
             report.history = validation.history;
         }
         report.after = metrics.after;

@@ -183,7 +183,7 @@ pub(super) fn example() -> SweepReport {
         objective: loss,
         validation_loss: loss,
         history: loss
-            .map(|loss| [(0, 4.0), (10, loss)].map(|(step, loss)| ValidationStep { step, loss }).to_vec())
+            .map(|loss| [(0, 4.0), (10, loss)].map(|(step, loss)| ValidationStep::new(step, loss)).to_vec())
             .unwrap_or_default(),
         seconds: 30.0,
         error: loss.is_none().then(|| "the loss is NaN\nin step 3".to_owned()),

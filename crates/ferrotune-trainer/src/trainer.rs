@@ -112,7 +112,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     ///
     /// `compute` is called after the loss was measured, with the model as it then is and no gradients. It gives a finite value for each of
     /// `names`, or `None` if it was cancelled by the flag of [`with_cancellation`](Self::with_cancellation). The values stand beside the
-    /// loss in [`Evaluation::metrics`] and under `eval/` in the logs, and `metric_for_best_model` may name one of them. An error, or a
+    /// loss in [`Evaluation::metrics`](crate::Evaluation::metrics) and under `eval/` in the logs, and `metric_for_best_model` may name one of them. An error, or a
     /// value that is missing or not finite, ends the run with [`Error::Callback`]. Without a validation set it is never called.
     ///
     /// ```

@@ -30,7 +30,7 @@ pub use assistant::{Answer, Assistant, Prompts, Score, default_cache_dir};
 pub use find_lr::{RANGE_TEST_FILES, find_lr};
 pub use memory::MemoryNeed;
 pub use observers::{ForPeople, ForPrograms};
-pub(crate) use resume::holds_another;
+pub(crate) use resume::refuse_another;
 pub(crate) use run::run_on;
 pub use run::{Observer, RunOutcome, run};
 pub(crate) use run_lock::RunLock;

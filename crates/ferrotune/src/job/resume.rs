@@ -15,9 +15,12 @@ pub(super) fn is_finished(recipe: &Recipe) -> bool {
     exists("metrics.json") && exists("report.html") && is_of_earlier(recipe) == Some(true)
 }
 
-/// Whether `output_dir` holds results of another recipe, which a run of this one must not replace.
-pub(crate) fn holds_another(recipe: &Recipe) -> bool {
-    !recipe.overwrite_output_dir && is_of_earlier(recipe) == Some(false)
+/// Refuses an `output_dir` that holds results of another recipe, which a run of this one must not replace.
+pub(crate) fn refuse_another(recipe: &Recipe) -> Result<()> {
+    if recipe.overwrite_output_dir || is_of_earlier(recipe) != Some(false) {
+        return Ok(());
+    }
+    Err(Error::OutputExists { path: recipe.output_dir.clone(), found: RESULTS[1].to_owned() })
 }
 
 /// Whether the results in `output_dir` are those of this recipe; `None` if there are none.

@@ -19,7 +19,7 @@ use crate::{
     Error, Result,
     checkpoint::{self, InputFile, Saved, Saver, Writer, Written},
     progress::{Evaluating, Generating, RangeStep, RolledBack, Step, Validated},
-    recipe::{RESULTS, Recipe, ResumeFromCheckpoint},
+    recipe::{Recipe, ResumeFromCheckpoint},
     report::Metrics,
 };
 use ferrotune_lora::Adapter;
@@ -196,9 +196,8 @@ impl<'a> Opened<'a> {
         }
         let saved = if resumes { resume::choose(recipe, observer)? } else { None };
         let goes_on_here = saved.as_ref().is_some_and(|saved| saved.path.starts_with(&recipe.output_dir));
-        if resumes && !goes_on_here && resume::holds_another(recipe) {
-            let (path, found) = (recipe.output_dir.clone(), RESULTS[1].to_owned());
-            return Err(Error::OutputExists { path, found });
+        if resumes && !goes_on_here {
+            resume::refuse_another(recipe)?;
         }
         directory.check_inputs(recipe)?;
         for warning in recipe.warnings() {

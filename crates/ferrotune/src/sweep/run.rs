@@ -4,7 +4,7 @@ use super::{Sweep, Trial};
 use crate::{
     Error, Result,
     atomic::write_atomically,
-    job::{Observer, RunLock, holds_another, run_on},
+    job::{Observer, RunLock, refuse_another, run_on},
     report::{Metrics, SweepAxis, SweepReport, TrialReport, render_sweep},
 };
 use std::{
@@ -33,10 +33,7 @@ impl Sweep {
     /// another run; those of [`run`](crate::job::run).
     pub fn run(&self, observer: &mut dyn Observer, cancellation: Arc<AtomicBool>) -> Result<SweepOutcome> {
         let _lock = RunLock::take(&self.recipe.output_dir)?;
-        if let Some(trial) = self.trials.iter().find(|trial| holds_another(&trial.recipe)) {
-            let path = trial.recipe.output_dir.clone();
-            return Err(Error::OutputExists { path, found: "recipe.toml".to_owned() });
-        }
+        self.trials.iter().try_for_each(|trial| refuse_another(&trial.recipe))?;
         if self.recipe.data.validation.is_none() {
             observer.note(
                 "warning: without `data.validation` the trials are judged on `data.test`, whose scores then flatter the best of them",

@@ -24,6 +24,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 
 mod compact;
+mod in_pieces;
 mod level;
 mod matrix;
 pub(super) mod panel;
@@ -95,7 +96,8 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     let Some(level) = level() else { return Ok(None) };
     let Some(first) = terms.first() else { return Ok(None) };
     let (rows, columns) = (first.left.rows, first.right.columns);
-    if rows > FEW_ROWS && mkl_is_at_home() {
+    let in_pieces = in_pieces::suits(rows, first) && in_pieces::is_available();
+    if rows > FEW_ROWS && !in_pieces && mkl_is_at_home() {
         return Ok(None);
     }
     if first.first_column != 0 || !terms.iter().all(|term| term.fits(rows, columns)) {
@@ -106,7 +108,11 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     let Some(start) = NonNull::new(result.data_ptr().cast::<f32>()) else { return Ok(None) };
     let target = Target { start, rows, columns, holds_sums: false };
     // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; the terms fit it.
-    unsafe { level.fill(target, terms) };
+    unsafe {
+        if !in_pieces || !in_pieces::fill(target, terms)? {
+            level.fill(target, terms);
+        }
+    }
     Ok(Some(result))
 }
 
@@ -180,16 +186,19 @@ mod tests {
     /// The sum at every level that this machine has.
     fn at_all_levels(terms: &[Term]) -> Vec<Tensor> {
         let (rows, columns) = (terms[0].left.rows, terms[0].right.columns);
-        Level::available()
-            .map(|level| {
-                let size = [rows as i64, columns as i64];
-                let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
-                let start = NonNull::new(result.data_ptr().cast()).unwrap();
-                // SAFETY: a new tensor of that shape.
-                unsafe { level.fill(Target { start, rows, columns, holds_sums: false }, terms) };
-                result
-            })
-            .collect()
+        let of = |fill: &dyn Fn(Target)| {
+            let size = [rows as i64, columns as i64];
+            let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
+            let start = NonNull::new(result.data_ptr().cast()).unwrap();
+            fill(Target { start, rows, columns, holds_sums: false });
+            result
+        };
+        // SAFETY: `of` makes a new tensor of that shape.
+        let registers = Level::available().map(|level| of(&|target| unsafe { level.fill(target, terms) }));
+        let tiles = in_pieces::is_available()
+            // SAFETY: as above.
+            .then(|| of(&|target| assert!(unsafe { in_pieces::fill(target, terms) }.unwrap())));
+        registers.chain(tiles).collect()
     }
 
     fn in_double(x: &Tensor) -> Tensor {

@@ -1,0 +1,243 @@
+//! Products of f32 by the processor's unit for tiles of bf16 (AMX), none of their digits lost.
+//!
+//! A number of f32 is the sum of three of bf16: the first 8 bits of its significand, the next 8, and the last 8. A product of two numbers
+//! of bf16 is exact in f32, and the unit sums in f32. Where the right factor holds numbers of bf16, as weights that were published in bf16
+//! do, three products of pieces are the product of f32; elsewhere six are, for those of the other three pairs of pieces are below what a
+//! sum in f32 keeps. A unit that multiplies bf16 sixteen times as fast as the registers multiply f32 is ahead even so.
+//!
+//! Both factors are copied once, cut into pieces and in the order in which the unit reads them; then threads take blocks of the result.
+//! Infinite numbers are the exception: their products may come out as NaN.
+//!
+//! # References
+//! Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
+//! arXiv:1904.06376.
+
+use super::{FEW_ROWS, Target, Term, in_parallel};
+use crate::error::Result;
+use std::{
+    ops::Range,
+    ptr::NonNull,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tch::{Device, Kind, Tensor};
+
+mod pack;
+mod unit;
+
+use unit::{BLOCK, STEP, STEP_BYTES, Segment, Unit};
+
+/// Depth of a part of a product at the most, so that the blocks that meet in a task stay in a core's second cache.
+const DEPTH: usize = 1536;
+/// Steps of the parts that are summed before the result is written.
+const STEPS: usize = 56;
+/// Bytes of a copied factor at the most.
+const COPY_BYTES: usize = 16 << 20;
+/// Blocks of rows and of columns of a task.
+const TASK_BLOCKS: usize = 4;
+
+/// Whether this machine has the unit, and the system lets this process use it.
+pub(super) fn is_available() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| unit::is_there() && unit::is_permitted())
+}
+
+/// Whether the unit is the best way to that product.
+pub(super) fn suits(rows: usize, first: &Term) -> bool {
+    rows > FEW_ROWS && first.right.rows >= STEP && first.right.columns >= BLOCK
+}
+
+/// A range of a term's depth.
+struct Part {
+    term: usize,
+    depth: Range<usize>,
+    /// Where its steps begin among those of its pass.
+    first_step: usize,
+}
+
+impl Part {
+    fn steps(&self) -> usize {
+        self.depth.len().div_ceil(STEP)
+    }
+}
+
+/// The parts whose sum is written at once, pass by pass.
+fn passes(terms: &[Term]) -> Vec<Vec<Part>> {
+    let mut passes: Vec<Vec<Part>> = vec![Vec::new()];
+    let mut steps = 0;
+    for (term, Term { left, .. }) in terms.iter().enumerate() {
+        let length = left.columns.div_ceil(left.columns.div_ceil(DEPTH)).next_multiple_of(STEP);
+        for start in (0..left.columns).step_by(length) {
+            let mut part = Part { term, depth: start..(start + length).min(left.columns), first_step: steps };
+            if steps + part.steps() > STEPS && steps > 0 {
+                passes.push(Vec::new());
+                part.first_step = 0;
+            }
+            steps = part.first_step + part.steps();
+            if let Some(pass) = passes.last_mut() {
+                pass.push(part);
+            }
+        }
+    }
+    passes
+}
+
+/// A factor in the order in which the unit reads it: for each block of its rows or columns, step by step, piece by piece.
+struct Copied {
+    bytes: Tensor,
+    start: NonNull<u16>,
+    steps: usize,
+}
+
+// SAFETY: threads write blocks of their own, and read when all are written.
+unsafe impl Sync for Copied {}
+
+impl Copied {
+    fn new(blocks: usize, steps: usize) -> Result<Option<Self>> {
+        let bytes = Tensor::f_empty([(blocks * steps * STEP_BYTES) as i64], (Kind::Uint8, Device::Cpu))?;
+        let start = NonNull::new(bytes.data_ptr().cast::<u16>());
+        // Tiles are read by cache lines; libtorch begins its tensors at one.
+        let start = start.filter(|start| start.as_ptr().addr().is_multiple_of(64));
+        Ok(start.map(|start| Self { bytes, start, steps }))
+    }
+
+    /// Where a step of a block begins.
+    fn at(&self, block: usize, step: usize) -> *mut u16 {
+        let index = block * self.steps + step;
+        debug_assert!((index + 1) * STEP_BYTES <= self.bytes.numel() || step == self.steps);
+        self.start.as_ptr().wrapping_add(index * STEP_BYTES / 2)
+    }
+}
+
+/// Blocks of a copy of that many steps that [`COPY_BYTES`] hold.
+fn blocks_of_a_copy(steps: usize) -> usize {
+    (COPY_BYTES / (steps * STEP_BYTES)).max(TASK_BLOCKS)
+}
+
+/// Writes the sum of the terms; `false`, and nothing is written, if the copies would not begin where the unit wants them.
+///
+/// # Safety
+/// As [`Level::fill`](super::Level::fill); the unit [`is_available`].
+pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<bool> {
+    let passes = passes(terms);
+    let steps = passes.iter().map(|parts| parts.iter().map(Part::steps).sum()).max().unwrap_or(0);
+    let limit = blocks_of_a_copy(steps);
+    let (rows, columns) = (target.rows.div_ceil(BLOCK), target.columns.div_ceil(BLOCK));
+    let (lefts, rights) = (Copied::new(rows.min(limit), steps)?, Copied::new(columns.min(limit), steps)?);
+    let (Some(lefts), Some(rights)) = (lefts, rights) else { return Ok(false) };
+    for (index, parts) in passes.iter().enumerate() {
+        for first_row in (0..rows).step_by(limit) {
+            for first_column in (0..columns).step_by(limit) {
+                let area = Area {
+                    target,
+                    terms,
+                    parts,
+                    rows: first_row..(first_row + limit).min(rows),
+                    columns: first_column..(first_column + limit).min(columns),
+                    lefts: &lefts,
+                    rights: &rights,
+                    add: index > 0 || target.holds_sums,
+                };
+                // SAFETY: as the caller says; areas are disjoint.
+                unsafe { area.fill(first_column == 0) };
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Blocks of the result whose factors are copied together.
+struct Area<'a> {
+    target: Target,
+    terms: &'a [Term<'a>],
+    parts: &'a [Part],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    lefts: &'a Copied,
+    rights: &'a Copied,
+    add: bool,
+}
+
+impl Area<'_> {
+    /// # Safety
+    /// As [`fill`].
+    unsafe fn fill(&self, copy_left: bool) {
+        let lefts = if copy_left { self.rows.len() } else { 0 };
+        let depth: usize = self.parts.iter().map(|part| part.depth.len()).sum();
+        let in_bf16: Vec<AtomicBool> =
+            (0..self.columns.len() * self.parts.len()).map(|_| AtomicBool::new(false)).collect();
+        // A copy of a number takes about as long as eight products.
+        let work = (lefts + self.columns.len()) * BLOCK * depth * 8;
+        in_parallel(lefts + self.columns.len(), work, |task| {
+            for (index, part) in self.parts.iter().enumerate() {
+                // SAFETY: each task writes a block of its own; the machine has AVX-512 where it has the unit.
+                unsafe {
+                    if task < lefts {
+                        let term = &self.terms[part.term];
+                        let to = self.lefts.at(task, part.first_step);
+                        pack::left(&term.left, (self.rows.start + task) * BLOCK, part.depth.clone(), to);
+                    } else {
+                        let block = task - lefts;
+                        let term = &self.terms[part.term];
+                        let to = self.rights.at(block, part.first_step);
+                        let first = (self.columns.start + block) * BLOCK;
+                        let exact = pack::right(term, first, part.depth.clone(), to);
+                        in_bf16[block * self.parts.len() + index].store(exact, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        let row_tasks = self.rows.len().div_ceil(TASK_BLOCKS);
+        let column_tasks = self.columns.len().div_ceil(TASK_BLOCKS);
+        let products = self.rows.len() * self.columns.len() * BLOCK * BLOCK * depth;
+        in_parallel(row_tasks * column_tasks, products / 4, |task| {
+            let part_of = |index: usize, whole: &Range<usize>| {
+                index * TASK_BLOCKS..((index + 1) * TASK_BLOCKS).min(whole.len())
+            };
+            // Tasks that follow each other read the same rows.
+            let (rows, columns) =
+                (part_of(task / column_tasks, &self.rows), part_of(task % column_tasks, &self.columns));
+            // SAFETY: the unit is available, and each task writes blocks of its own, of factors that are copied.
+            unsafe { self.multiply(rows, columns, &in_bf16) };
+        });
+    }
+
+    /// Writes blocks, counted from the first of the area.
+    ///
+    /// # Safety
+    /// As [`fill`]; the factors of the blocks are copied, and no other task writes these.
+    unsafe fn multiply(&self, rows: Range<usize>, columns: Range<usize>, in_bf16: &[AtomicBool]) {
+        // SAFETY: the unit is available.
+        let unit = unsafe { Unit::configured() };
+        let mut segments = Vec::with_capacity(self.parts.len());
+        for column in columns {
+            let first_column = (self.columns.start + column) * BLOCK;
+            let width = (self.target.columns - first_column).min(BLOCK);
+            for row in rows.clone() {
+                segments.clear();
+                for (index, part) in self.parts.iter().enumerate() {
+                    let term = &self.terms[part.term];
+                    let end = term.first_column + term.right.columns;
+                    if term.first_column < first_column + width && end > first_column {
+                        segments.push(Segment {
+                            left: self.lefts.at(row, part.first_step),
+                            right: self.rights.at(column, part.first_step),
+                            steps: part.steps(),
+                            right_in_bf16: in_bf16[column * self.parts.len() + index].load(Ordering::Relaxed),
+                        });
+                    }
+                }
+                let first_row = (self.rows.start + row) * BLOCK;
+                let height = (self.target.rows - first_row).min(BLOCK);
+                let stride = self.target.columns;
+                // SAFETY: the block lies in the target; the segments are copies of as many steps.
+                unsafe {
+                    let start = self.target.start.as_ptr().add(first_row * stride + first_column);
+                    unit.multiply(&segments, start, stride, [height, width], self.add);
+                }
+            }
+        }
+    }
+}

@@ -31,11 +31,11 @@ pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, 
             }
             let masks = masks(count);
             for row in 0..BLOCK {
-                let two = match row < rows {
+                let [first, second] = match row < rows {
                     true => load_two(from.add(row * stride), masks),
                     false => [_mm512_setzero_ps(); 2],
-                }
-                .map(|numbers| split(numbers));
+                };
+                let two = [split(first), split(second)];
                 for piece in 0..PIECES {
                     let numbers = upper_halves(two[0][piece], two[1][piece]);
                     _mm512_storeu_si512(to.add(piece * 2 * TILE + row * STEP).cast(), numbers);
@@ -95,14 +95,13 @@ unsafe fn pack_right<const PIECES: usize>(
             }
             // SAFETY: the columns exist, and `count` rows of them; there is room for the step.
             unsafe {
-                let (pieces, more) = columns.pieces::<PIECES>(count, scale);
+                let to = to.add(half * TILE);
+                let more = match right.row_stride {
+                    1 => columns.write_turned::<PIECES>(count, scale, to),
+                    _ => columns.write::<PIECES>(count, scale, to),
+                };
                 if PIECES == 1 && more {
                     return false;
-                }
-                for (piece, rows) in pieces.into_iter().enumerate() {
-                    for (row, pairs) in rows.into_iter().enumerate() {
-                        _mm512_storeu_si512(to.add((piece * 2 + half) * TILE + row * STEP).cast(), pairs);
-                    }
                 }
             }
         }
@@ -123,67 +122,77 @@ struct Columns {
 }
 
 impl Columns {
-    /// The first pieces of `scale` times the numbers: for each two rows of each column of the tile a pair, zeros where there are none. And
-    /// whether there are other pieces than the first.
+    /// Writes the first pieces of `scale` times the numbers: for each two rows of each column of the tile a pair, zeros where there are
+    /// none. Says whether there are other pieces than the first.
     ///
     /// # Safety
-    /// The columns have `count` rows.
+    /// The columns have `count` rows; `to` has room for the pieces' tiles. The machine has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn pieces<const PIECES: usize>(
-        &self,
-        count: usize,
-        scale: __m512,
-    ) -> ([[__m512i; SIDE]; PIECES], bool) {
-        let zero = _mm512_setzero_si512();
-        let (mut pieces, mut more) = ([[zero; SIDE]; PIECES], zero);
-        let mut split_two = |two: [__m512; 2]| {
-            let two = two.map(|numbers| split(_mm512_mul_ps(numbers, scale)));
-            more = _mm512_or_si512(more, _mm512_or_si512(two[0][1], two[1][1]));
-            two
-        };
+    unsafe fn write<const PIECES: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
+        let mut copy = [[0.0f32; SIDE]; STEP];
+        let mut more = _mm512_setzero_si512();
+        let mask = ((1u32 << self.end) - (1u32 << self.begin)) as __mmask16;
+        // An address before the first number may be formed here; no number there is read.
+        let (mut start, mut stride) = (self.numbers.wrapping_sub(self.begin), self.row_stride);
         // SAFETY: numbers of the columns alone are read; masked ones are not.
         unsafe {
-            if self.row_stride == 1 {
-                let masks = masks(count);
-                for column in self.begin..self.end {
-                    let from = self.numbers.add((column - self.begin) * self.column_stride);
-                    let two = split_two(load_two(from, masks));
-                    for (piece, columns) in pieces.iter_mut().enumerate() {
-                        columns[column] = upper_halves(two[0][piece], two[1][piece]);
+            if self.column_stride != 1 {
+                for (row, numbers) in copy.iter_mut().enumerate().take(count) {
+                    for column in self.begin..self.end {
+                        let offset = row * self.row_stride + (column - self.begin) * self.column_stride;
+                        numbers[column] = *self.numbers.add(offset);
                     }
                 }
-                for columns in &mut pieces {
-                    *columns = turned(*columns);
-                }
-            } else {
-                let mut copy = [[0.0f32; SIDE]; STEP];
-                if self.column_stride != 1 {
-                    for (row, numbers) in copy.iter_mut().enumerate().take(count) {
-                        for column in self.begin..self.end {
-                            let offset = row * self.row_stride + (column - self.begin) * self.column_stride;
-                            numbers[column] = *self.numbers.add(offset);
-                        }
-                    }
-                }
-                let mask = ((1u32 << self.end) - (1u32 << self.begin)) as __mmask16;
-                // An address before the first number may be formed here, and no number there is read.
-                let start = self.numbers.wrapping_sub(self.begin);
-                for pair in 0..SIDE {
-                    let two = split_two([2 * pair, 2 * pair + 1].map(|row| match self.column_stride {
-                        1 if row < count => {
-                            _mm512_maskz_loadu_ps(mask, start.wrapping_add(row * self.row_stride))
-                        }
-                        1 => _mm512_setzero_ps(),
-                        _ => _mm512_loadu_ps(copy[row].as_ptr()),
-                    }));
-                    for (piece, rows) in pieces.iter_mut().enumerate() {
-                        rows[pair] = side_by_side(two[0][piece], two[1][piece]);
-                    }
+                (start, stride) = (copy.as_ptr().cast(), SIDE);
+            }
+            for pair in 0..SIDE {
+                let row = |row| match row < count {
+                    true => _mm512_maskz_loadu_ps(mask, start.wrapping_add(row * stride)),
+                    false => _mm512_setzero_ps(),
+                };
+                let first = split(_mm512_mul_ps(row(2 * pair), scale));
+                let second = split(_mm512_mul_ps(row(2 * pair + 1), scale));
+                more = _mm512_or_si512(more, _mm512_or_si512(first[1], second[1]));
+                for piece in 0..PIECES {
+                    let place = to.add(piece * 2 * TILE + pair * STEP);
+                    _mm512_storeu_si512(place.cast(), side_by_side(first[piece], second[piece]));
                 }
             }
         }
-        (pieces, _mm512_test_epi32_mask(more, more) != 0)
+        _mm512_test_epi32_mask(more, more) != 0
+    }
+
+    /// The same of columns whose numbers lie side by side.
+    ///
+    /// # Safety
+    /// As [`Columns::write`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn write_turned<const PIECES: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
+        let zero = _mm512_setzero_si512();
+        let (mut pieces, mut more) = ([[zero; SIDE]; PIECES], zero);
+        let masks = masks(count);
+        // SAFETY: numbers of the columns alone are read; masked ones are not.
+        unsafe {
+            for column in self.begin..self.end {
+                let from = self.numbers.add((column - self.begin) * self.column_stride);
+                let [first, second] = load_two(from, masks);
+                let first = split(_mm512_mul_ps(first, scale));
+                let second = split(_mm512_mul_ps(second, scale));
+                more = _mm512_or_si512(more, _mm512_or_si512(first[1], second[1]));
+                for piece in 0..PIECES {
+                    pieces[piece][column] = upper_halves(first[piece], second[piece]);
+                }
+            }
+            for (piece, columns) in pieces.iter_mut().enumerate() {
+                turn(columns);
+                for (pair, numbers) in columns.iter().enumerate() {
+                    _mm512_storeu_si512(to.add(piece * 2 * TILE + pair * STEP).cast(), *numbers);
+                }
+            }
+        }
+        _mm512_test_epi32_mask(more, more) != 0
     }
 }
 
@@ -244,31 +253,33 @@ fn upper_halves(first: __m512i, second: __m512i) -> __m512i {
     _mm512_permutex2var_epi16(first, places, second)
 }
 
-/// A square of pairs, turned.
+/// Turns a square of pairs.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turned(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
-    let pairs: [__m512i; SIDE] = std::array::from_fn(|index| {
-        let (a, b) = (rows[index / 2 * 2], rows[index / 2 * 2 + 1]);
-        if index % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-    });
-    // Register 4 i + j holds column 4 l + j of rows 4 i to 4 i + 3 in its quarter l.
-    let fours: [__m512i; SIDE] = std::array::from_fn(|index| {
-        let (i, j) = (index / 4, index % 4);
-        let (a, b) = (pairs[4 * i + j / 2], pairs[4 * i + 2 + j / 2]);
-        if j % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-    });
-    std::array::from_fn(|column| {
-        let (l, j) = (column / 4, column % 4);
-        // Quarter l of the four registers that hold column 4 l + j.
-        let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + j]);
-        let [low, high] = [(a, b), (c, d)].map(|(a, b)| match l / 2 {
-            0 => _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
-            _ => _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
-        });
-        match l % 2 {
-            0 => _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high),
-            _ => _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high),
-        }
-    })
+fn turn(square: &mut [__m512i; SIDE]) {
+    for pair in square.as_chunks_mut::<2>().0 {
+        let [a, b] = *pair;
+        *pair = [_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)];
+    }
+    // Of four rows, register j holds column 4 l + j in its quarter l.
+    for four in square.as_chunks_mut::<4>().0 {
+        let [a, b, c, d] = *four;
+        *four = [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ];
+    }
+    for j in 0..4 {
+        let (a, b, c, d) = (square[j], square[4 + j], square[8 + j], square[12 + j]);
+        let ab = _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b);
+        let cd = _mm512_shuffle_i32x4::<0b01_00_01_00>(c, d);
+        square[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd);
+        square[4 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd);
+        let ab = _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b);
+        let cd = _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d);
+        square[8 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd);
+        square[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd);
+    }
 }

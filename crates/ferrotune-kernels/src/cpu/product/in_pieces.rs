@@ -19,7 +19,7 @@ use std::{
     ptr::NonNull,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 use tch::{Device, Kind, Tensor};
@@ -166,8 +166,8 @@ impl Area<'_> {
     unsafe fn fill(&self, copy_left: bool) {
         let lefts = if copy_left { self.rows.len() } else { 0 };
         let depth: usize = self.parts.iter().map(|part| part.depth.len()).sum();
-        let in_bf16: Vec<AtomicBool> =
-            (0..self.columns.len() * self.parts.len()).map(|_| AtomicBool::new(false)).collect();
+        let pieces: Vec<AtomicUsize> =
+            (0..self.columns.len() * self.parts.len()).map(|_| AtomicUsize::new(0)).collect();
         // A copy of a number takes about as long as eight products.
         let work = (lefts + self.columns.len()) * BLOCK * depth * 8;
         in_parallel(lefts + self.columns.len(), work, |task| {
@@ -183,8 +183,8 @@ impl Area<'_> {
                         let term = &self.terms[part.term];
                         let to = self.rights.at(block, part.first_step);
                         let first = (self.columns.start + block) * BLOCK;
-                        let exact = pack::right(term, first, part.depth.clone(), to);
-                        in_bf16[block * self.parts.len() + index].store(exact, Ordering::Relaxed);
+                        let count = pack::right(term, first, part.depth.clone(), to);
+                        pieces[block * self.parts.len() + index].store(count, Ordering::Relaxed);
                     }
                 }
             }
@@ -200,7 +200,7 @@ impl Area<'_> {
             let (rows, columns) =
                 (part_of(task / column_tasks, &self.rows), part_of(task % column_tasks, &self.columns));
             // SAFETY: the unit is available, and each task writes blocks of its own, of factors that are copied.
-            unsafe { self.multiply(rows, columns, &in_bf16) };
+            unsafe { self.multiply(rows, columns, &pieces) };
         });
     }
 
@@ -208,7 +208,7 @@ impl Area<'_> {
     ///
     /// # Safety
     /// As [`fill`]; the factors of the blocks are copied, and no other task writes these.
-    unsafe fn multiply(&self, rows: Range<usize>, columns: Range<usize>, in_bf16: &[AtomicBool]) {
+    unsafe fn multiply(&self, rows: Range<usize>, columns: Range<usize>, pieces: &[AtomicUsize]) {
         // SAFETY: the unit is available.
         let unit = unsafe { Unit::configured() };
         let mut segments = Vec::with_capacity(self.parts.len());
@@ -225,7 +225,7 @@ impl Area<'_> {
                             left: self.lefts.at(row, part.first_step),
                             right: self.rights.at(column, part.first_step),
                             steps: part.steps(),
-                            right_in_bf16: in_bf16[column * self.parts.len() + index].load(Ordering::Relaxed),
+                            right_pieces: pieces[column * self.parts.len() + index].load(Ordering::Relaxed),
                         });
                     }
                 }
@@ -239,5 +239,70 @@ impl Area<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{assert_close, noise, product::Matrix};
+
+    /// Numbers whose significands have that many bits.
+    fn of_bits(bits: u32, x: &Tensor) -> Tensor {
+        let numbers: Vec<f32> = x.reshape([-1]).try_into().unwrap();
+        let mask = u32::MAX << (24 - bits);
+        let cut: Vec<f32> = numbers.iter().map(|number| f32::from_bits(number.to_bits() & mask)).collect();
+        Tensor::from_slice(&cut).reshape(x.size())
+    }
+
+    fn product(left: &Tensor, right: &Tensor, scale: f32) -> Tensor {
+        let (left, right) = (Matrix::of(left).unwrap(), Matrix::of(right).unwrap());
+        let (rows, columns) = (left.rows, right.columns);
+        let result = Tensor::full([rows as i64, columns as i64], f64::NAN, (Kind::Float, Device::Cpu));
+        let target = Target {
+            start: NonNull::new(result.data_ptr().cast()).unwrap(),
+            rows,
+            columns,
+            holds_sums: false,
+        };
+        // SAFETY: a new tensor of that shape; the unit is available where this is called.
+        assert!(unsafe { fill(target, &[Term { scale, ..Term::new(left, right) }]) }.unwrap());
+        result
+    }
+
+    #[test]
+    fn as_exact_as_a_sum_in_f32_whatever_the_bits_of_the_right_factor() {
+        if !is_available() {
+            return;
+        }
+        let x = noise(1, &[77, 1700]);
+        for (bits, pieces) in [(8, 1), (16, 2), (24, 3)] {
+            let w = of_bits(bits, &noise(2, &[101, 1700]));
+            let term = Term::new(Matrix::of(&x).unwrap(), Matrix::of(&w).unwrap().turned());
+            let mut room = vec![0u16; 4 * STEP_BYTES / 2];
+            // SAFETY: room for four steps; the machine has AVX-512.
+            assert_eq!(unsafe { pack::right(&term, 64, 100..228, room.as_mut_ptr()) }, pieces);
+            for w in [w.tr(), w.tr().contiguous()] {
+                let expected = x.to_kind(Kind::Double).matmul(&w.to_kind(Kind::Double)) * 0.5;
+                assert_close(&product(&x, &w, 0.5).to_kind(Kind::Double), &expected, 4e-7);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_at_the_ends_of_the_range() {
+        if !is_available() {
+            return;
+        }
+        // Every row and column by itself: one number of each, and zeros.
+        let left = [f32::MAX, -3.4e38, 1e-30, f32::INFINITY, f32::NAN, 1.0];
+        let right = [1.0f32, 0.25, 1.0, 2.0, 1.0, f32::NEG_INFINITY];
+        let diagonal = |numbers: &[f32]| Tensor::from_slice(numbers).diag(0);
+        let (left, right) = (diagonal(&left), diagonal(&right));
+        let found = product(&left.narrow(0, 0, 3), &right, 1.0);
+        assert_eq!(found.narrow(1, 0, 5), left.narrow(0, 0, 3).matmul(&right).narrow(1, 0, 5).nan_to_num(0.0, None, None));
+        let found = product(&left, &right, 1.0).diagonal(0, 0, 1);
+        let finite: Vec<bool> = found.isfinite().try_into().unwrap();
+        assert_eq!(finite, [true, true, true, false, false, false]);
     }
 }

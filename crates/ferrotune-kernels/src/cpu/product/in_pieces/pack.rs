@@ -49,28 +49,31 @@ pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, 
 /// Copies columns `first_column..` of the target of a block of the right factor, times the term's scale: a row of a tile is [`SIDE`]
 /// pairs along the depth, one for each column. Columns that the term does not reach become zero.
 ///
-/// Says whether the numbers are all of bf16: then the later pieces are zero, and are left out.
+/// Returns the number of pieces that all numbers have: later ones are zero, and are left out.
 ///
 /// # Safety
 /// `depth` lies within the rows of the right factor; `to` has room for the steps of the depth. The machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn right(term: &Term, first_column: usize, depth: Range<usize>, to: *mut u16) -> bool {
+pub(super) unsafe fn right(term: &Term, first_column: usize, depth: Range<usize>, to: *mut u16) -> usize {
     // SAFETY: as the caller says.
     unsafe {
         if pack_right::<1>(term, first_column, depth.clone(), to) {
-            return true;
+            return 1;
+        }
+        if pack_right::<2>(term, first_column, depth.clone(), to) {
+            return 2;
         }
         pack_right::<PIECES>(term, first_column, depth, to);
-        false
+        PIECES
     }
 }
 
-/// `false` as soon as a number has more than `PIECES` pieces.
+/// `false` as soon as a number has more than `KEPT` pieces.
 ///
 /// # Safety
 /// As [`right`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_right<const PIECES: usize>(
+unsafe fn pack_right<const KEPT: usize>(
     term: &Term,
     first_column: usize,
     depth: Range<usize>,
@@ -97,16 +100,16 @@ unsafe fn pack_right<const PIECES: usize>(
             unsafe {
                 let to = to.add(half * TILE);
                 let more = match right.row_stride {
-                    1 => columns.write_turned::<PIECES>(count, scale, to),
-                    _ => columns.write::<PIECES>(count, scale, to),
+                    1 => columns.write_turned::<KEPT>(count, scale, to),
+                    _ => columns.write::<KEPT>(count, scale, to),
                 };
-                if PIECES == 1 && more {
+                if more {
                     return false;
                 }
             }
         }
         // SAFETY: there is room for each step.
-        to = unsafe { to.add(2 * PIECES * TILE) };
+        to = unsafe { to.add(2 * KEPT * TILE) };
     }
     true
 }
@@ -123,13 +126,13 @@ struct Columns {
 
 impl Columns {
     /// Writes the first pieces of `scale` times the numbers: for each two rows of each column of the tile a pair, zeros where there are
-    /// none. Says whether there are other pieces than the first.
+    /// none. Says whether there are more pieces than these.
     ///
     /// # Safety
     /// The columns have `count` rows; `to` has room for the pieces' tiles. The machine has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn write<const PIECES: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
+    unsafe fn write<const KEPT: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
         let mut copy = [[0.0f32; SIDE]; STEP];
         let mut more = _mm512_setzero_si512();
         let mask = ((1u32 << self.end) - (1u32 << self.begin)) as __mmask16;
@@ -153,8 +156,10 @@ impl Columns {
                 };
                 let first = split(_mm512_mul_ps(row(2 * pair), scale));
                 let second = split(_mm512_mul_ps(row(2 * pair + 1), scale));
-                more = _mm512_or_si512(more, _mm512_or_si512(first[1], second[1]));
-                for piece in 0..PIECES {
+                if KEPT < PIECES {
+                    more = _mm512_or_si512(more, _mm512_or_si512(first[KEPT], second[KEPT]));
+                }
+                for piece in 0..KEPT {
                     let place = to.add(piece * 2 * TILE + pair * STEP);
                     _mm512_storeu_si512(place.cast(), side_by_side(first[piece], second[piece]));
                 }
@@ -169,9 +174,9 @@ impl Columns {
     /// As [`Columns::write`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn write_turned<const PIECES: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
+    unsafe fn write_turned<const KEPT: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
         let zero = _mm512_setzero_si512();
-        let (mut pieces, mut more) = ([[zero; SIDE]; PIECES], zero);
+        let (mut pieces, mut more) = ([[zero; SIDE]; KEPT], zero);
         let masks = masks(count);
         // SAFETY: numbers of the columns alone are read; masked ones are not.
         unsafe {
@@ -180,8 +185,10 @@ impl Columns {
                 let [first, second] = load_two(from, masks);
                 let first = split(_mm512_mul_ps(first, scale));
                 let second = split(_mm512_mul_ps(second, scale));
-                more = _mm512_or_si512(more, _mm512_or_si512(first[1], second[1]));
-                for piece in 0..PIECES {
+                if KEPT < PIECES {
+                    more = _mm512_or_si512(more, _mm512_or_si512(first[KEPT], second[KEPT]));
+                }
+                for piece in 0..KEPT {
                     pieces[piece][column] = upper_halves(first[piece], second[piece]);
                 }
             }

@@ -43,10 +43,11 @@ pub(super) fn is_permitted() -> bool {
 pub(super) struct Segment {
     /// For each step, for each piece, two tiles of 16 rows each: rows of the left factor.
     pub(super) left: *const u16,
-    /// The same of the right factor, whose tiles are 16 columns each; if it is in bf16 one piece alone, of each step.
+    /// The same of the right factor, whose tiles are 16 columns each.
     pub(super) right: *const u16,
     pub(super) steps: usize,
-    pub(super) right_in_bf16: bool,
+    /// Pieces of the right factor that are there; the others are zero.
+    pub(super) right_pieces: usize,
 }
 
 /// What the instruction that configures the unit reads.
@@ -66,6 +67,65 @@ static WHOLE_TILES: Configuration = Configuration {
     row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
+
+/// Adds the products of all pieces of a segment's left factor with the first of the right one; and, of the other pieces of right that are
+/// named, those that reach into the digits of a sum: of the second with the first two of left, of the third with the first.
+macro_rules! add_products {
+    ($segment:ident, $first:ident $(, $other:ident)*) => {
+        asm!(
+            "2:",
+            "tileloadd tmm6, [{right} + {row}]",
+            "tileloadd tmm7, [{right} + {row} + 1024]",
+            "tileloadd tmm4, [{left} + {row} + 4096]",
+            "tileloadd tmm5, [{left} + {row} + 5120]",
+            multiply_tiles!(),
+            "tileloadd tmm4, [{left} + {row} + 2048]",
+            "tileloadd tmm5, [{left} + {row} + 3072]",
+            multiply_tiles!(),
+            "tileloadd tmm4, [{left} + {row}]",
+            "tileloadd tmm5, [{left} + {row} + 1024]",
+            multiply_tiles!(),
+            $(add_products!(@ $other),)*
+            "add {left}, 6144",
+            "add {right}, {right_bytes}",
+            "dec {steps}",
+            "jnz 2b",
+            left = inout(reg) $segment.left => _,
+            right = inout(reg) $segment.right => _,
+            steps = inout(reg) $segment.steps => _,
+            right_bytes = in(reg) $segment.right_pieces * 2048,
+            row = in(reg) 64usize,
+            options(nostack, readonly),
+        )
+    };
+    (@ third) => {
+        concat!(
+            "tileloadd tmm6, [{right} + {row} + 4096]\n",
+            "tileloadd tmm7, [{right} + {row} + 5120]\n",
+            multiply_tiles!(),
+        )
+    };
+    (@ second) => {
+        concat!(
+            "tileloadd tmm6, [{right} + {row} + 2048]\n",
+            "tileloadd tmm7, [{right} + {row} + 3072]\n",
+            multiply_tiles!(), "\n",
+            "tileloadd tmm4, [{left} + {row} + 2048]\n",
+            "tileloadd tmm5, [{left} + {row} + 3072]\n",
+            multiply_tiles!(),
+        )
+    };
+}
+
+/// Adds the products of two tiles of rows with two of columns.
+macro_rules! multiply_tiles {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6
+        tdpbf16ps tmm1, tmm4, tmm7
+        tdpbf16ps tmm2, tmm5, tmm6
+        tdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
 
 /// The unit of this thread, configured for as long as this lives.
 ///
@@ -141,10 +201,10 @@ impl Unit {
                 );
             }
             for segment in segments {
-                if segment.right_in_bf16 {
-                    self.add_three(segment);
-                } else {
-                    self.add_six(segment);
+                match segment.right_pieces {
+                    1 => add_products!(segment, first),
+                    2 => add_products!(segment, first, second),
+                    _ => add_products!(segment, first, third, second),
                 }
             }
             asm!(
@@ -154,108 +214,6 @@ impl Unit {
                 "tilestored [{lower} + {stride} + 64], tmm3",
                 upper = in(reg) target, lower = in(reg) lower, stride = in(reg) row_bytes,
                 options(nostack),
-            );
-        }
-    }
-
-    /// Adds the products of all pieces of left with the only one of right.
-    ///
-    /// # Safety
-    /// As [`Unit::multiply`]; there is a step.
-    unsafe fn add_three(&self, segment: &Segment) {
-        // SAFETY: the unit is configured; the addresses are those of the segment's tiles.
-        unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm6, [{right} + {row}]",
-                "tileloadd tmm7, [{right} + {row} + 1024]",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm5, [{left} + {row} + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{left} + {row} + 2048]",
-                "tileloadd tmm5, [{left} + {row} + 3072]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{left} + {row} + 4096]",
-                "tileloadd tmm5, [{left} + {row} + 5120]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {left}, 6144",
-                "add {right}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                left = inout(reg) segment.left => _,
-                right = inout(reg) segment.right => _,
-                steps = inout(reg) segment.steps => _,
-                row = in(reg) 64usize,
-                options(nostack, readonly),
-            );
-        }
-    }
-
-    /// Adds the products of the pieces of both, but those of two later ones with a last one, and of two last ones.
-    ///
-    /// # Safety
-    /// As [`Unit::multiply`]; there is a step.
-    unsafe fn add_six(&self, segment: &Segment) {
-        // SAFETY: the unit is configured; the addresses are those of the segment's tiles.
-        unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm6, [{right} + {row}]",
-                "tileloadd tmm7, [{right} + {row} + 1024]",
-                "tileloadd tmm4, [{left} + {row} + 4096]",
-                "tileloadd tmm5, [{left} + {row} + 5120]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{left} + {row} + 2048]",
-                "tileloadd tmm5, [{left} + {row} + 3072]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{left} + {row}]",
-                "tileloadd tmm5, [{left} + {row} + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm6, [{right} + {row} + 4096]",
-                "tileloadd tmm7, [{right} + {row} + 5120]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm6, [{right} + {row} + 2048]",
-                "tileloadd tmm7, [{right} + {row} + 3072]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{left} + {row} + 2048]",
-                "tileloadd tmm5, [{left} + {row} + 3072]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {left}, 6144",
-                "add {right}, 6144",
-                "dec {steps}",
-                "jnz 2b",
-                left = inout(reg) segment.left => _,
-                right = inout(reg) segment.right => _,
-                steps = inout(reg) segment.steps => _,
-                row = in(reg) 64usize,
-                options(nostack, readonly),
             );
         }
     }

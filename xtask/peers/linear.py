@@ -9,6 +9,7 @@ from events import tell, threads
 parser = argparse.ArgumentParser()
 parser.add_argument("--size", type=int, required=True, help="rows and columns of the weight")
 parser.add_argument("--rank", type=int, default=16)
+parser.add_argument("--bf16-weight", action="store_true", help="a weight of bf16 numbers, as in published checkpoints")
 parser.add_argument("--passes", type=int, required=True)
 arguments = parser.parse_args()
 
@@ -22,6 +23,8 @@ TOKENS = 512
 size = arguments.size
 
 base = torch.nn.Sequential(torch.nn.Linear(size, size, bias=False))
+if arguments.bf16_weight:
+    base[0].weight.data = base[0].weight.data.bfloat16().float()
 config = LoraConfig(
     r=arguments.rank, lora_alpha=2 * arguments.rank, lora_dropout=0.0, target_modules=["0"], init_lora_weights=False
 )

@@ -1,11 +1,11 @@
-//! The LoRA layer beside the same layer without an update, forward and backward, in turn.
+//! The LoRA layer beside the same layer without an update, ours and libtorch's, forward and backward, in turn.
 
 use crate::Result;
 use ferrotune_benches::{SEED, TOKENS, random};
 use ferrotune_kernels::{FrozenWeight, LowRank, Mode, frozen_linear, lora_linear};
 use serde_json::{Value, json};
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -14,6 +14,9 @@ pub struct Arguments {
     size: i64,
     #[arg(long, default_value_t = 16)]
     rank: i64,
+    /// A weight of bf16 numbers, as in published checkpoints; otherwise they have all bits of f32.
+    #[arg(long)]
+    bf16_weight: bool,
     /// How often each is timed.
     #[arg(long)]
     passes: usize,
@@ -21,9 +24,13 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<Value> {
     tch::manual_seed(SEED);
-    let Arguments { size, rank, passes } = *arguments;
+    let Arguments { size, rank, bf16_weight, passes } = *arguments;
     let x = random(TOKENS, size).set_requires_grad(true);
-    let weight = FrozenWeight::new(&random(size, size))?;
+    let mut dense = random(size, size);
+    if bf16_weight {
+        dense = dense.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+    }
+    let weight = FrozenWeight::new(&dense)?;
     let a = random(rank, size).set_requires_grad(true);
     let b = random(size, rank).set_requires_grad(true);
     let grad = random(TOKENS, size).view([-1]);
@@ -37,16 +44,24 @@ pub fn run(arguments: &Arguments) -> Result<Value> {
         let y = frozen_linear(&x, &weight, None)?;
         Ok(Tensor::run_backward(&[y.view([-1]).dot(&grad)], &[&x], false, false))
     };
+    let libtorch = || -> Result<Vec<Tensor>> {
+        let y = x.linear::<Tensor>(&dense, None);
+        Ok(Tensor::run_backward(&[y.view([-1]).dot(&grad)], &[&x], false, false))
+    };
+    let all: [&dyn Fn() -> Result<Vec<Tensor>>; 3] = [&lora, &frozen, &libtorch];
     for _ in 0..passes.div_ceil(10) {
-        lora()?;
-        frozen()?;
+        for pass in all {
+            pass()?;
+        }
     }
-    let (mut lora_seconds, mut frozen_seconds) = (Vec::new(), Vec::new());
+    let mut times = [const { Vec::new() }; 3];
     for _ in 0..passes {
-        lora_seconds.push(seconds(&lora)?);
-        frozen_seconds.push(seconds(&frozen)?);
+        for (times, pass) in times.iter_mut().zip(all) {
+            times.push(seconds(pass)?);
+        }
     }
-    Ok(json!({ "lora_s": median(lora_seconds), "frozen_s": median(frozen_seconds) }))
+    let [lora_s, frozen_s, libtorch_s] = times.map(median);
+    Ok(json!({ "lora_s": lora_s, "frozen_s": frozen_s, "libtorch_s": libtorch_s }))
 }
 
 fn seconds(pass: &dyn Fn() -> Result<Vec<Tensor>>) -> Result<f64> {

@@ -21,6 +21,7 @@ pub const OURS_ADAPTER: &str = "ferrotune, adapter applied";
 pub const OURS_MERGED: &str = "ferrotune, adapter merged";
 pub const PEFT_LINEAR: &str = "PEFT's lora.Linear";
 pub const FROZEN_LINEAR: &str = "frozen linear";
+pub const LIBTORCH_LINEAR: &str = "libtorch's frozen linear";
 pub const DEMO: &str = "the demo";
 
 /// Names of figures, each with its unit.
@@ -39,9 +40,10 @@ pub const GAIN_LOW: &str = "gain in ROUGE-L, lower end";
 /// Rows and columns of the LoRA layers.
 pub const SIZES: [usize; 2] = [576, 4096];
 
-/// What a pass over the LoRA layer of this size is called.
-pub fn pass_ms(size: usize) -> String {
-    format!("forward + backward at {size}x{size}, ms")
+/// What a pass over the LoRA layer of this size is called; the weight's numbers have all bits of f32, or those of bf16 alone.
+pub fn pass_ms(size: usize, bf16_weight: bool) -> String {
+    let weight = if bf16_weight { ", weight of bf16 numbers" } else { "" };
+    format!("forward + backward at {size}x{size}{weight}, ms")
 }
 
 /// Where things go, and what was seen that a reader should know.
@@ -175,22 +177,24 @@ impl Bench<'_> {
 
     /// One round of the LoRA layer. Fewer passes of the large one take the same time.
     pub fn linear(&mut self, passes: usize) -> Result<()> {
-        for size in SIZES {
+        for (size, bf16_weight) in SIZES.into_iter().flat_map(|size| [(size, false), (size, true)]) {
             let passes = (passes * SIZES[0] / size).max(3);
+            let figure = pass_ms(size, bf16_weight);
             let arguments = |mut command: Command| {
                 command.args(["--size", &size.to_string(), "--passes", &passes.to_string()]);
+                command.args(bf16_weight.then_some("--bf16-weight"));
                 command
             };
             let mut command = arguments(self.programs.python.program("linear.py", self.programs.threads));
-            let peer = self.run(&format!("LoRA linear {size} by PEFT"), &mut command)?;
+            let peer = self.run(&format!("PEFT's LoRA linear, {figure}"), &mut command)?;
             let ours = self.run(
-                &format!("LoRA linear {size} by ferrotune"),
+                &format!("ferrotune's LoRA linear, {figure}"),
                 &mut arguments(self.programs.measure("linear")),
             )?;
-            let figure = pass_ms(size);
             self.measurements.add(PEFT_LINEAR, &figure, 1e3 * peer.number("/lora_s")?);
             self.measurements.add(OURS, &figure, 1e3 * ours.number("/lora_s")?);
             self.measurements.add(FROZEN_LINEAR, &figure, 1e3 * ours.number("/frozen_s")?);
+            self.measurements.add(LIBTORCH_LINEAR, &figure, 1e3 * ours.number("/libtorch_s")?);
         }
         Ok(())
     }

@@ -36,6 +36,16 @@ impl Programs {
         Ok(Self { finetune, measure, python, model, threads })
     }
 
+    /// From here on both sides load a copy of the model whose weights are numbers of bf16.
+    pub fn round_weights(&mut self, out: &Path) -> Result<()> {
+        let rounded = out.join("work/model-of-bf16");
+        let mut command = self.python.program("bf16_weights.py", self.threads);
+        command.arg("--model").arg(&self.model).arg("--output").arg(&rounded).stdout(Stdio::null());
+        process::run(&mut command)?;
+        self.model = rounded;
+        Ok(())
+    }
+
     pub fn finetune(&self, recipe: &Path, settings: &[String]) -> Command {
         let mut command = self.ours(&self.finetune);
         command.arg(recipe).arg("--json");

@@ -77,16 +77,30 @@ fn lora_linear_is_the_three_product_formula() {
 
 #[test]
 fn a_group_equals_its_members_apart() {
-    let (first, second, third) = (noise(50, &[5, 7]), noise(51, &[2, 7]), noise(52, &[4, 7]));
+    group(11, 7, [5, 2, 4], Kind::Float);
+    // Large enough for the kinds of products that copy their factors.
+    group(67, 71, [45, 20, 33], Kind::Float);
+    // Weights as they come from files: numbers of bf16, and of more bits than those.
+    group(67, 71, [45, 20, 33], Kind::BFloat16);
+    group(67, 71, [45, 20, 33], Kind::Half);
+}
+
+/// Three layers on one input, the first and the last with updates; the weights' numbers are those of a kind.
+fn group(tokens: i64, in_features: i64, out_features: [i64; 3], numbers: Kind) {
+    let [first, second, third] = [0, 1, 2].map(|index| {
+        let weight = noise(50 + index, &[out_features[index as usize], in_features]);
+        weight.to_kind(numbers).to_kind(Kind::Float)
+    });
     let frozen = FrozenWeight::stacked(&[&first, &second, &third]).unwrap();
+    let [one, two, three] = out_features;
     compare(
-        &[&[11, 7], &[3, 7], &[5, 3], &[2, 7], &[4, 2]],
+        &[&[tokens, in_features], &[3, in_features], &[one, 3], &[2, in_features], &[three, 2]],
         |leaves| {
             let update = |a, b, scaling| Some(LowRank { a, b, scaling, dropout: 0.0, layer: 0 });
             let members = [
-                GroupMember { out_features: 5, update: update(&leaves[1], &leaves[2], 2.5) },
-                GroupMember { out_features: 2, update: None },
-                GroupMember { out_features: 4, update: update(&leaves[3], &leaves[4], 0.5) },
+                GroupMember { out_features: one, update: update(&leaves[1], &leaves[2], 2.5) },
+                GroupMember { out_features: two, update: None },
+                GroupMember { out_features: three, update: update(&leaves[3], &leaves[4], 0.5) },
             ];
             grouped_lora_linear(&leaves[0], Prologue::None, &frozen, None, &members, Mode::Eval).unwrap()
         },

@@ -2,8 +2,9 @@
 //!
 //! A number of f32 is the sum of three of bf16: the first 8 bits of its significand, the next 8, and the last 8. A product of two numbers
 //! of bf16 is exact in f32, and the unit sums in f32. Where the right factor holds numbers of bf16, as weights that were published in bf16
-//! do, three products of pieces are the product of f32; elsewhere six are, for those of the other three pairs of pieces are below what a
-//! sum in f32 keeps. A unit that multiplies bf16 sixteen times as fast as the registers multiply f32 is ahead even so.
+//! do, three products of pieces are the product of f32. Numbers of 16 bits, as blocks of 4 bits give, want five, and all others six:
+//! the products of the other pairs of pieces are below what a sum in f32 keeps. The unit multiplies bf16 sixteen times as fast as the
+//! registers multiply f32.
 //!
 //! Both factors are copied once, cut into pieces and in the order in which the unit reads them; then threads take blocks of the result.
 //! Infinite numbers are the exception: their products may come out as NaN.
@@ -44,9 +45,11 @@ pub(super) fn is_available() -> bool {
     *ANSWER.get_or_init(|| unit::is_there() && unit::is_permitted())
 }
 
-/// Whether the unit is the best way to that product.
+/// Whether the unit is the best way to that product: all bits of f32 in both factors are twice the work of one in bf16, and no gain
+/// beside a good product of f32. Judged by the beginning of the right factor, whose numbers are of one kind throughout.
 pub(super) fn suits(rows: usize, first: &Term) -> bool {
-    rows > FEW_ROWS && first.right.rows >= STEP && first.right.columns >= BLOCK
+    let Term { right, .. } = first;
+    rows > FEW_ROWS && right.rows >= STEP && right.columns >= BLOCK && pack::has_two_pieces_at_most(right)
 }
 
 /// A range of a term's depth.
@@ -300,7 +303,10 @@ mod tests {
         let diagonal = |numbers: &[f32]| Tensor::from_slice(numbers).diag(0);
         let (left, right) = (diagonal(&left), diagonal(&right));
         let found = product(&left.narrow(0, 0, 3), &right, 1.0);
-        assert_eq!(found.narrow(1, 0, 5), left.narrow(0, 0, 3).matmul(&right).narrow(1, 0, 5).nan_to_num(0.0, None, None));
+        assert_eq!(
+            found.narrow(1, 0, 5),
+            left.narrow(0, 0, 3).matmul(&right).narrow(1, 0, 5).nan_to_num(0.0, None, None)
+        );
         let found = product(&left, &right, 1.0).diagonal(0, 0, 1);
         let finite: Vec<bool> = found.isfinite().try_into().unwrap();
         assert_eq!(finite, [true, true, true, false, false, false]);

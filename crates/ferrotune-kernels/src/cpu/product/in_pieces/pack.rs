@@ -35,15 +35,24 @@ pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, 
                     true => load_two(from.add(row * stride), masks),
                     false => [_mm512_setzero_ps(); 2],
                 };
-                let two = [split(first), split(second)];
-                for piece in 0..PIECES {
-                    let numbers = upper_halves(two[0][piece], two[1][piece]);
+                for (piece, (first, second)) in split(first).into_iter().zip(split(second)).enumerate() {
+                    let numbers = upper_halves(first, second);
                     _mm512_storeu_si512(to.add(piece * 2 * TILE + row * STEP).cast(), numbers);
                 }
             }
             to = to.add(2 * PIECES * TILE);
         }
     }
+}
+
+/// Whether the first numbers of the first column need no third piece.
+pub(super) fn has_two_pieces_at_most(right: &Matrix) -> bool {
+    const LAST_PIECE: u32 = 0xff;
+    (0..right.rows.min(2 * STEP)).all(|row| {
+        // SAFETY: libtorch keeps every element that sizes and strides lead to inside the tensor's memory; the row exists.
+        let number = unsafe { *right.start.as_ptr().add(row * right.row_stride) };
+        number.to_bits() & LAST_PIECE == 0
+    })
 }
 
 /// Copies columns `first_column..` of the target of a block of the right factor, times the term's scale: a row of a tile is [`SIDE`]
@@ -88,7 +97,13 @@ unsafe fn pack_right<const KEPT: usize>(
             let first = first_column + half * SIDE;
             let begin = term.first_column.saturating_sub(first).min(SIDE);
             let end = (term.first_column + right.columns).saturating_sub(first).min(SIDE);
-            let mut columns = Columns { begin, end: end.max(begin), numbers: std::ptr::null(), row_stride: 0, column_stride: 0 };
+            let mut columns = Columns {
+                begin,
+                end: end.max(begin),
+                numbers: std::ptr::null(),
+                row_stride: 0,
+                column_stride: 0,
+            };
             if begin < end {
                 let from = first + begin - term.first_column;
                 let offset = start * right.row_stride + from * right.column_stride;
@@ -142,9 +157,8 @@ impl Columns {
         unsafe {
             if self.column_stride != 1 {
                 for (row, numbers) in copy.iter_mut().enumerate().take(count) {
-                    for column in self.begin..self.end {
-                        let offset = row * self.row_stride + (column - self.begin) * self.column_stride;
-                        numbers[column] = *self.numbers.add(offset);
+                    for (index, number) in numbers[self.begin..self.end].iter_mut().enumerate() {
+                        *number = *self.numbers.add(row * self.row_stride + index * self.column_stride);
                     }
                 }
                 (start, stride) = (copy.as_ptr().cast(), SIDE);
@@ -180,8 +194,8 @@ impl Columns {
         let masks = masks(count);
         // SAFETY: numbers of the columns alone are read; masked ones are not.
         unsafe {
-            for column in self.begin..self.end {
-                let from = self.numbers.add((column - self.begin) * self.column_stride);
+            for index in 0..self.end - self.begin {
+                let from = self.numbers.add(index * self.column_stride);
                 let [first, second] = load_two(from, masks);
                 let first = split(_mm512_mul_ps(first, scale));
                 let second = split(_mm512_mul_ps(second, scale));
@@ -189,7 +203,7 @@ impl Columns {
                     more = _mm512_or_si512(more, _mm512_or_si512(first[KEPT], second[KEPT]));
                 }
                 for piece in 0..KEPT {
-                    pieces[piece][column] = upper_halves(first[piece], second[piece]);
+                    pieces[piece][self.begin + index] = upper_halves(first[piece], second[piece]);
                 }
             }
             for (piece, columns) in pieces.iter_mut().enumerate() {
@@ -215,7 +229,9 @@ fn masks(count: usize) -> [__mmask16; 2] {
 #[target_feature(enable = "avx512f")]
 unsafe fn load_two(from: *const f32, masks: [__mmask16; 2]) -> [__m512; 2] {
     // SAFETY: as the caller says; a masked number is not read.
-    unsafe { [_mm512_maskz_loadu_ps(masks[0], from), _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(SIDE))] }
+    unsafe {
+        [_mm512_maskz_loadu_ps(masks[0], from), _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(SIDE))]
+    }
 }
 
 /// The upper halves of what this returns are the pieces of `x`; the lower halves of the first two are zero, and of the third but for

@@ -291,6 +291,7 @@ fn settings(arguments: &Arguments, threads: usize) -> Value {
     settings["prompts"] = PROMPTS.into();
     settings["new_tokens"] = arguments.new_tokens.into();
     settings["repeats"] = arguments.repeats.into();
+    settings["bf16_weights"] = arguments.bf16_weights.into();
     settings
 }
 

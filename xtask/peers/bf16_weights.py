@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 
 shutil.rmtree(arguments.output, ignore_errors=True)
 shutil.copytree(arguments.model, arguments.output)
-for path in arguments.output.glob("*.safetensors"):
-    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
-    save_file(rounded, path, metadata={"format": "pt"})
+for path in arguments.model.glob("*.safetensors"):
+    tensors = load_file(path)
+    rounded = {
+        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }
+    save_file(rounded, arguments.output / path.name, metadata={"format": "pt"})
 path = arguments.output / "config.json"
 config = json.loads(path.read_text(encoding="utf-8"))
 path.write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n", encoding="utf-8")

@@ -76,7 +76,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     python: Option<PathBuf>,
     /// Round the weights of the demo's model to bf16 and store them so, as most models are published; both sides compute in f32
-    #[arg(long)]
+    #[arg(long, conflicts_with = "demo")]
     bf16_weights: bool,
     /// Only these figures
     #[arg(long, value_name = "FIGURES", value_delimiter = ',')]

@@ -1,13 +1,15 @@
-//! Products of f32 by the processor's unit for tiles of bf16 (AMX), none of their digits lost.
+//! Products of f32 by the processor's unit for tiles of bf16 (AMX), as exact as those of f32.
 //!
 //! A number of f32 is the sum of three of bf16: the first 8 bits of its significand, the next 8, and the last 8. A product of two numbers
 //! of bf16 is exact in f32, and the unit sums in f32. Where the right factor holds numbers of bf16, as weights that were published in bf16
-//! do, three products of pieces are the product of f32. Numbers of 16 bits, as blocks of 4 bits give, want five, and all others six:
-//! the products of the other pairs of pieces are below what a sum in f32 keeps. The unit multiplies bf16 sixteen times as fast as the
-//! registers multiply f32.
+//! do, three products of pieces are the product of f32. Numbers of 16 bits, as blocks of 4 bits give, want five, and all others six: the
+//! products of the other pairs of pieces are on average below what a sum in f32 keeps. The unit multiplies bf16 sixteen times as fast as
+//! the registers multiply f32.
 //!
 //! Both factors are copied once, cut into pieces and in the order in which the unit reads them; then threads take blocks of the result.
-//! Infinite numbers are the exception: their products may come out as NaN.
+//!
+//! The ends of the range are the exception: the unit takes pieces below 1.2e-38 for zero, so that of numbers below some 1e-31 digits are
+//! lost, and products with infinite numbers may come out as NaN.
 //!
 //! # References
 //! Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
@@ -17,7 +19,6 @@ use super::{FEW_ROWS, Target, Term, in_parallel};
 use crate::error::Result;
 use std::{
     ops::Range,
-    ptr::NonNull,
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -46,7 +47,7 @@ pub(super) fn is_available() -> bool {
 }
 
 /// Whether the unit is the best way to that product: all bits of f32 in both factors are twice the work of one in bf16, and no gain
-/// beside a good product of f32. Judged by the beginning of the right factor, whose numbers are of one kind throughout.
+/// beside a good product of f32. Judged by some numbers of the right factor; what it needs is seen when it is copied.
 pub(super) fn suits(rows: usize, first: &Term) -> bool {
     let Term { right, .. } = first;
     rows > FEW_ROWS && right.rows >= STEP && right.columns >= BLOCK && pack::has_two_pieces_at_most(right)
@@ -90,7 +91,7 @@ fn passes(terms: &[Term]) -> Vec<Vec<Part>> {
 /// A factor in the order in which the unit reads it: for each block of its rows or columns, step by step, piece by piece.
 struct Copied {
     bytes: Tensor,
-    start: NonNull<u16>,
+    start: *mut u16,
     steps: usize,
 }
 
@@ -98,38 +99,29 @@ struct Copied {
 unsafe impl Sync for Copied {}
 
 impl Copied {
-    fn new(blocks: usize, steps: usize) -> Result<Option<Self>> {
+    fn new(blocks: usize, steps: usize) -> Result<Self> {
         let bytes = Tensor::f_empty([(blocks * steps * STEP_BYTES) as i64], (Kind::Uint8, Device::Cpu))?;
-        let start = NonNull::new(bytes.data_ptr().cast::<u16>());
-        // Tiles are read by cache lines; libtorch begins its tensors at one.
-        let start = start.filter(|start| start.as_ptr().addr().is_multiple_of(64));
-        Ok(start.map(|start| Self { bytes, start, steps }))
+        Ok(Self { start: bytes.data_ptr().cast(), bytes, steps })
     }
 
     /// Where a step of a block begins.
     fn at(&self, block: usize, step: usize) -> *mut u16 {
         let index = block * self.steps + step;
-        debug_assert!((index + 1) * STEP_BYTES <= self.bytes.numel() || step == self.steps);
-        self.start.as_ptr().wrapping_add(index * STEP_BYTES / 2)
+        debug_assert!(step < self.steps && (index + 1) * STEP_BYTES <= self.bytes.numel());
+        self.start.wrapping_add(index * STEP_BYTES / 2)
     }
 }
 
-/// Blocks of a copy of that many steps that [`COPY_BYTES`] hold.
-fn blocks_of_a_copy(steps: usize) -> usize {
-    (COPY_BYTES / (steps * STEP_BYTES)).max(TASK_BLOCKS)
-}
-
-/// Writes the sum of the terms; `false`, and nothing is written, if the copies would not begin where the unit wants them.
+/// Writes the sum of the terms.
 ///
 /// # Safety
 /// As [`Level::fill`](super::Level::fill); the unit [`is_available`].
-pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<bool> {
+pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<()> {
     let passes = passes(terms);
     let steps = passes.iter().map(|parts| parts.iter().map(Part::steps).sum()).max().unwrap_or(0);
-    let limit = blocks_of_a_copy(steps);
+    let limit = COPY_BYTES / (steps * STEP_BYTES);
     let (rows, columns) = (target.rows.div_ceil(BLOCK), target.columns.div_ceil(BLOCK));
     let (lefts, rights) = (Copied::new(rows.min(limit), steps)?, Copied::new(columns.min(limit), steps)?);
-    let (Some(lefts), Some(rights)) = (lefts, rights) else { return Ok(false) };
     for (index, parts) in passes.iter().enumerate() {
         for first_row in (0..rows).step_by(limit) {
             for first_column in (0..columns).step_by(limit) {
@@ -148,7 +140,7 @@ pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<bool> {
             }
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Blocks of the result whose factors are copied together.
@@ -249,6 +241,7 @@ impl Area<'_> {
 mod tests {
     use super::*;
     use crate::cpu::{assert_close, noise, product::Matrix};
+    use std::ptr::NonNull;
 
     /// Numbers whose significands have that many bits.
     fn of_bits(bits: u32, x: &Tensor) -> Tensor {
@@ -269,7 +262,7 @@ mod tests {
             holds_sums: false,
         };
         // SAFETY: a new tensor of that shape; the unit is available where this is called.
-        assert!(unsafe { fill(target, &[Term { scale, ..Term::new(left, right) }]) }.unwrap());
+        unsafe { fill(target, &[Term { scale, ..Term::new(left, right) }]) }.unwrap();
         result
     }
 
@@ -293,6 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn results_of_several_areas_and_of_several_passes() {
+        if !is_available() {
+            return;
+        }
+        for [rows, depth, columns] in [[40, 1792, 1600], [1600, 1792, 40], [64, 2049, 96]] {
+            let (x, w) = (noise(1, &[rows, depth]), of_bits(8, &noise(2, &[columns, depth])).tr());
+            let expected = x.to_kind(Kind::Double).matmul(&w.to_kind(Kind::Double));
+            assert_close(&product(&x, &w, 1.0).to_kind(Kind::Double), &expected, 4e-7);
+        }
+    }
+
+    #[test]
+    fn it_takes_large_products_with_numbers_of_few_bits() {
+        let takes = |rows: usize, depth: i64, columns: i64, bits: u32| {
+            let w = of_bits(bits, &noise(2, &[columns, depth]));
+            // The row of a token that is never seen.
+            let _ = w.get(0).zero_();
+            let x = noise(1, &[rows as i64, depth]);
+            suits(rows, &Term::new(Matrix::of(&x).unwrap(), Matrix::of(&w).unwrap().turned()))
+        };
+        assert!(takes(33, 32, 32, 8) && takes(33, 700, 40, 16));
+        assert!(!takes(33, 32, 32, 24) && !takes(33, 700, 40, 24));
+        assert!(!takes(32, 32, 32, 8) && !takes(33, 31, 32, 8) && !takes(33, 32, 31, 8));
+    }
+
+    #[test]
     fn numbers_at_the_ends_of_the_range() {
         if !is_available() {
             return;
@@ -303,10 +322,7 @@ mod tests {
         let diagonal = |numbers: &[f32]| Tensor::from_slice(numbers).diag(0);
         let (left, right) = (diagonal(&left), diagonal(&right));
         let found = product(&left.narrow(0, 0, 3), &right, 1.0);
-        assert_eq!(
-            found.narrow(1, 0, 5),
-            left.narrow(0, 0, 3).matmul(&right).narrow(1, 0, 5).nan_to_num(0.0, None, None)
-        );
+        assert_eq!(found.narrow(1, 0, 5), left.narrow(0, 0, 3).matmul(&right).narrow(1, 0, 5));
         let found = product(&left, &right, 1.0).diagonal(0, 0, 1);
         let finite: Vec<bool> = found.isfinite().try_into().unwrap();
         assert_eq!(finite, [true, true, true, false, false, false]);

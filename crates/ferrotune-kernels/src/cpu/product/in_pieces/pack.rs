@@ -10,11 +10,11 @@ const SIDE: usize = 16;
 /// Copies rows `first_row..` of a block of the left factor: a row of a tile is [`STEP`] numbers along the depth.
 ///
 /// # Safety
-/// `depth` lies within the columns of `left`; `to` has room for the steps of the depth. The machine has AVX-512.
+/// The first row exists and `depth` lies within the columns of `left`; `to` has room for the steps of the depth. The machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, mut to: *mut u16) {
-    let rows = left.rows.saturating_sub(first_row).min(BLOCK);
-    let mut copy = [[0.0f32; STEP]; BLOCK];
+    let rows = (left.rows - first_row).min(BLOCK);
+    let mut copy;
     for start in depth.clone().step_by(STEP) {
         let count = (depth.end - start).min(STEP);
         // SAFETY: rows and depth are those of the factor.
@@ -22,6 +22,7 @@ pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, 
             let from = left.start.as_ptr().add(first_row * left.row_stride + start * left.column_stride);
             let (mut from, mut stride) = (from.cast_const(), left.row_stride);
             if left.column_stride != 1 {
+                copy = [[0.0f32; STEP]; BLOCK];
                 for column in 0..count {
                     for (row, numbers) in copy.iter_mut().enumerate().take(rows) {
                         numbers[column] = *from.add(row * left.row_stride + column * left.column_stride);
@@ -45,12 +46,14 @@ pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, 
     }
 }
 
-/// Whether the first numbers of the first column need no third piece.
+/// Whether the first numbers of a diagonal need no third piece.
 pub(super) fn has_two_pieces_at_most(right: &Matrix) -> bool {
     const LAST_PIECE: u32 = 0xff;
     (0..right.rows.min(2 * STEP)).all(|row| {
-        // SAFETY: libtorch keeps every element that sizes and strides lead to inside the tensor's memory; the row exists.
-        let number = unsafe { *right.start.as_ptr().add(row * right.row_stride) };
+        let column = row % right.columns;
+        // SAFETY: libtorch keeps every element that sizes and strides lead to inside the tensor's memory; row and column exist.
+        let number =
+            unsafe { *right.start.as_ptr().add(row * right.row_stride + column * right.column_stride) };
         number.to_bits() & LAST_PIECE == 0
     })
 }
@@ -148,7 +151,7 @@ impl Columns {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn write<const KEPT: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
-        let mut copy = [[0.0f32; SIDE]; STEP];
+        let mut copy;
         let mut more = _mm512_setzero_si512();
         let mask = ((1u32 << self.end) - (1u32 << self.begin)) as __mmask16;
         // An address before the first number may be formed here; no number there is read.
@@ -156,6 +159,7 @@ impl Columns {
         // SAFETY: numbers of the columns alone are read; masked ones are not.
         unsafe {
             if self.column_stride != 1 {
+                copy = [[0.0f32; SIDE]; STEP];
                 for (row, numbers) in copy.iter_mut().enumerate().take(count) {
                     for (index, number) in numbers[self.begin..self.end].iter_mut().enumerate() {
                         *number = *self.numbers.add(row * self.row_stride + index * self.column_stride);

@@ -1,6 +1,7 @@
 //! The unit itself: eight registers that are tiles of 16 rows of 64 bytes.
 
-use std::{arch::asm, arch::x86_64::__cpuid_count, marker::PhantomData};
+use crate::cpu::product::cpuid;
+use std::{arch::asm, marker::PhantomData};
 
 /// Rows and columns of a block of a result: two tiles each.
 pub(super) const BLOCK: usize = 32;
@@ -20,8 +21,8 @@ pub(super) fn is_there() -> bool {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
-        && std::arch::x86_64::__cpuid(0).eax >= 7
-        && __cpuid_count(7, 0).edx & TILES_AND_BF16 == TILES_AND_BF16
+        && cpuid(0).eax >= 7
+        && cpuid(7).edx & TILES_AND_BF16 == TILES_AND_BF16
 }
 
 /// Asks the system for the registers' place in the state of this process's threads.
@@ -69,9 +70,11 @@ static WHOLE_TILES: Configuration = Configuration {
 };
 
 /// Adds the products of all pieces of a segment's left factor with the first of the right one; and, of the other pieces of right that are
-/// named, those that reach into the digits of a sum: of the second with the first two of left, of the third with the first.
+/// named, those that reach into the digits of a sum: of the third with the first of left, of the second with the first two.
+///
+/// The others begin with the first piece of left in its registers, where `third` leaves it and `second` does not.
 macro_rules! add_products {
-    ($segment:ident, $first:ident $(, $other:ident)*) => {
+    ($segment:ident $(, $other:ident)*) => {
         asm!(
             "2:",
             "tileloadd tmm6, [{right} + {row}]",
@@ -202,9 +205,9 @@ impl Unit {
             }
             for segment in segments {
                 match segment.right_pieces {
-                    1 => add_products!(segment, first),
-                    2 => add_products!(segment, first, second),
-                    _ => add_products!(segment, first, third, second),
+                    1 => add_products!(segment),
+                    2 => add_products!(segment, second),
+                    _ => add_products!(segment, third, second),
                 }
             }
             asm!(

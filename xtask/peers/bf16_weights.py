@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 shutil.rmtree(arguments.output, ignore_errors=True)
-shutil.copytree(arguments.model, arguments.output)
+shutil.copytree(arguments.model, arguments.output, ignore=shutil.ignore_patterns("*.safetensors"))
 for path in arguments.model.glob("*.safetensors"):
     tensors = load_file(path)
     rounded = {

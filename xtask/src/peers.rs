@@ -356,12 +356,12 @@ fn rows(measurements: &Measurements) -> Vec<Row> {
     for (size, by_frozen, by_peft) in [(SIZES[0], 1.15, 1.25), (SIZES[1], 1.05, 1.45)] {
         for bf16_weight in [false, true] {
             let figure = pass_ms(size, bf16_weight);
+            let name = format!("LoRA linear, {figure}");
             for (program, compare, goal) in [
                 (FROZEN_LINEAR, Compare::OursByPeer, Some(Goal::AtMost(by_frozen))),
                 (LIBTORCH_LINEAR, Compare::OursByPeer, None),
                 (PEFT_LINEAR, Compare::PeerByOurs, Some(Goal::AtLeast(by_peft))),
             ] {
-                let name = format!("LoRA linear, {figure}");
                 rows.push(row(&name, peer(program, &figure), ours(OURS, &figure), compare, goal));
             }
         }

@@ -1,7 +1,7 @@
 //! The LoRA layer beside the same layer without an update, ours and libtorch's, forward and backward, in turn.
 
 use crate::Result;
-use ferrotune_benches::{SEED, TOKENS, random};
+use ferrotune_benches::{SEED, TOKENS, gradients, random};
 use ferrotune_kernels::{FrozenWeight, LowRank, Mode, frozen_linear, lora_linear};
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -38,16 +38,10 @@ pub fn run(arguments: &Arguments) -> Result<Value> {
     let lora = || -> Result<Vec<Tensor>> {
         let update = LowRank { a: &a, b: &b, scaling: 2.0, dropout: 0.0, layer: 0 };
         let y = lora_linear(&x, &weight, None, Some(update), Mode::Eval)?;
-        Ok(Tensor::run_backward(&[y.view([-1]).dot(&grad)], &[&x, &a, &b], false, false))
+        Ok(gradients(&y, &grad, &[&x, &a, &b]))
     };
-    let frozen = || -> Result<Vec<Tensor>> {
-        let y = frozen_linear(&x, &weight, None)?;
-        Ok(Tensor::run_backward(&[y.view([-1]).dot(&grad)], &[&x], false, false))
-    };
-    let libtorch = || -> Result<Vec<Tensor>> {
-        let y = x.linear::<Tensor>(&dense, None);
-        Ok(Tensor::run_backward(&[y.view([-1]).dot(&grad)], &[&x], false, false))
-    };
+    let frozen = || Ok(gradients(&frozen_linear(&x, &weight, None)?, &grad, &[&x]));
+    let libtorch = || Ok(gradients(&x.linear::<Tensor>(&dense, None), &grad, &[&x]));
     let all: [&dyn Fn() -> Result<Vec<Tensor>>; 3] = [&lora, &frozen, &libtorch];
     for _ in 0..passes.div_ceil(10) {
         for pass in all {

@@ -16,6 +16,7 @@
 
 use crate::error::Result;
 use std::{
+    ops::Range,
     ptr::NonNull,
     sync::{
         OnceLock,
@@ -67,6 +68,12 @@ impl<'a> Term<'a> {
             && self.first_column + self.right.columns <= columns
     }
 
+    /// Those of some columns of the result that it is added to; empty if there are none.
+    fn columns_among(&self, columns: Range<usize>) -> Range<usize> {
+        let start = columns.start.max(self.first_column);
+        start..columns.end.min(self.first_column + self.right.columns).max(start)
+    }
+
     /// Whether the depth lies dense in both factors.
     fn is_dense_along_depth(&self) -> bool {
         self.left.column_stride == 1 && self.right.row_stride == 1
@@ -83,7 +90,7 @@ pub(crate) fn product(left: &Tensor, right: &Tensor) -> Result<Option<Tensor>> {
 fn cpuid(leaf: u32) -> std::arch::x86_64::CpuidResult {
     // Older compilers call this unsafe, newer ones do not.
     #[allow(unused_unsafe)]
-    // SAFETY: every x86-64 processor has the instruction, and answers zeros for what it does not know.
+    // SAFETY: every x86-64 processor has the instruction.
     unsafe {
         std::arch::x86_64::__cpuid_count(leaf, 0)
     }
@@ -107,7 +114,7 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     let Some(level) = level() else { return Ok(None) };
     let Some(first) = terms.first() else { return Ok(None) };
     let (rows, columns) = (first.left.rows, first.right.columns);
-    let in_pieces = in_pieces::suits(rows, first) && in_pieces::is_available();
+    let in_pieces = in_pieces::is_available() && in_pieces::suits(rows, first);
     if rows > FEW_ROWS && !in_pieces && mkl_is_at_home() {
         return Ok(None);
     }
@@ -195,22 +202,28 @@ mod tests {
     use super::*;
     use crate::cpu::{assert_close, noise};
 
+    /// A tensor of the terms' shape, without numbers until `fill` writes them.
+    fn filled(terms: &[Term], fill: impl Fn(Target)) -> Tensor {
+        let (rows, columns) = (terms[0].left.rows, terms[0].right.columns);
+        let size = [rows as i64, columns as i64];
+        let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
+        let start = NonNull::new(result.data_ptr().cast()).unwrap();
+        fill(Target { start, rows, columns, holds_sums: false });
+        result
+    }
+
+    /// The sum by the unit for tiles, which is available.
+    pub(super) fn in_tiles(terms: &[Term]) -> Tensor {
+        // SAFETY: `filled` makes a new tensor of that shape.
+        filled(terms, |target| unsafe { in_pieces::fill(target, terms) }.unwrap())
+    }
+
     /// The sum at every level that this machine has.
     fn at_all_levels(terms: &[Term]) -> Vec<Tensor> {
-        let (rows, columns) = (terms[0].left.rows, terms[0].right.columns);
-        let of = |fill: &dyn Fn(Target)| {
-            let size = [rows as i64, columns as i64];
-            let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
-            let start = NonNull::new(result.data_ptr().cast()).unwrap();
-            fill(Target { start, rows, columns, holds_sums: false });
-            result
-        };
-        // SAFETY: `of` makes a new tensor of that shape.
-        let registers = Level::available().map(|level| of(&|target| unsafe { level.fill(target, terms) }));
-        let tiles = in_pieces::is_available()
-            // SAFETY: as above.
-            .then(|| of(&|target| unsafe { in_pieces::fill(target, terms) }.unwrap()));
-        registers.chain(tiles).collect()
+        // SAFETY: as above.
+        let at = |level: Level| filled(terms, |target| unsafe { level.fill(target, terms) });
+        let tiles = in_pieces::is_available().then(|| in_tiles(terms));
+        Level::available().map(at).chain(tiles).collect()
     }
 
     fn in_double(x: &Tensor) -> Tensor {

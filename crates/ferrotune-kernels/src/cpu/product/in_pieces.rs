@@ -15,7 +15,7 @@
 //! Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
 //! arXiv:1904.06376.
 
-use super::{FEW_ROWS, Target, Term, in_parallel};
+use super::{FEW_ROWS, Target, Term, in_parallel, panel::depth_blocks};
 use crate::error::Result;
 use std::{
     ops::Range,
@@ -61,27 +61,24 @@ struct Part {
     first_step: usize,
 }
 
-impl Part {
-    fn steps(&self) -> usize {
-        self.depth.len().div_ceil(STEP)
-    }
+/// The parts whose sum is written at once.
+#[derive(Default)]
+struct Pass {
+    parts: Vec<Part>,
+    steps: usize,
 }
 
-/// The parts whose sum is written at once, pass by pass.
-fn passes(terms: &[Term]) -> Vec<Vec<Part>> {
-    let mut passes: Vec<Vec<Part>> = vec![Vec::new()];
-    let mut steps = 0;
+fn passes(terms: &[Term]) -> Vec<Pass> {
+    let mut passes: Vec<Pass> = Vec::new();
     for (term, Term { left, .. }) in terms.iter().enumerate() {
-        let length = left.columns.div_ceil(left.columns.div_ceil(DEPTH)).next_multiple_of(STEP);
-        for start in (0..left.columns).step_by(length) {
-            let mut part = Part { term, depth: start..(start + length).min(left.columns), first_step: steps };
-            if steps + part.steps() > STEPS && steps > 0 {
-                passes.push(Vec::new());
-                part.first_step = 0;
+        for steps in depth_blocks(left.columns.div_ceil(STEP), DEPTH / STEP) {
+            if passes.last().is_none_or(|pass| pass.steps + steps.len() > STEPS) {
+                passes.push(Pass::default());
             }
-            steps = part.first_step + part.steps();
             if let Some(pass) = passes.last_mut() {
-                pass.push(part);
+                let depth = steps.start * STEP..(steps.end * STEP).min(left.columns);
+                pass.parts.push(Part { term, depth, first_step: pass.steps });
+                pass.steps += steps.len();
             }
         }
     }
@@ -118,17 +115,17 @@ impl Copied {
 /// As [`Level::fill`](super::Level::fill); the unit [`is_available`].
 pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<()> {
     let passes = passes(terms);
-    let steps = passes.iter().map(|parts| parts.iter().map(Part::steps).sum()).max().unwrap_or(0);
+    let steps = passes.iter().map(|pass| pass.steps).max().unwrap_or(0);
     let limit = COPY_BYTES / (steps * STEP_BYTES);
     let (rows, columns) = (target.rows.div_ceil(BLOCK), target.columns.div_ceil(BLOCK));
     let (lefts, rights) = (Copied::new(rows.min(limit), steps)?, Copied::new(columns.min(limit), steps)?);
-    for (index, parts) in passes.iter().enumerate() {
+    for (index, pass) in passes.iter().enumerate() {
         for first_row in (0..rows).step_by(limit) {
             for first_column in (0..columns).step_by(limit) {
                 let area = Area {
                     target,
                     terms,
-                    parts,
+                    parts: &pass.parts,
                     rows: first_row..(first_row + limit).min(rows),
                     columns: first_column..(first_column + limit).min(columns),
                     lefts: &lefts,
@@ -166,21 +163,11 @@ impl Area<'_> {
         // A copy of a number takes about as long as eight products.
         let work = (lefts + self.columns.len()) * BLOCK * depth * 8;
         in_parallel(lefts + self.columns.len(), work, |task| {
-            for (index, part) in self.parts.iter().enumerate() {
-                // SAFETY: each task writes a block of its own; the machine has AVX-512 where it has the unit.
-                unsafe {
-                    if task < lefts {
-                        let term = &self.terms[part.term];
-                        let to = self.lefts.at(task, part.first_step);
-                        pack::left(&term.left, (self.rows.start + task) * BLOCK, part.depth.clone(), to);
-                    } else {
-                        let block = task - lefts;
-                        let term = &self.terms[part.term];
-                        let to = self.rights.at(block, part.first_step);
-                        let first = (self.columns.start + block) * BLOCK;
-                        let count = pack::right(term, first, part.depth.clone(), to);
-                        pieces[block * self.parts.len() + index].store(count, Ordering::Relaxed);
-                    }
+            // SAFETY: each task writes a block of its own; the machine has AVX-512 where it has the unit.
+            unsafe {
+                match task.checked_sub(lefts) {
+                    None => self.copy_rows(task),
+                    Some(column) => self.copy_columns(column, &pieces),
                 }
             }
         });
@@ -199,6 +186,36 @@ impl Area<'_> {
         });
     }
 
+    /// Copies a block of rows of the left factors, counted from the first of the area.
+    ///
+    /// # Safety
+    /// The machine has AVX-512, and no other task writes the copy of the block.
+    unsafe fn copy_rows(&self, row: usize) {
+        for part in self.parts {
+            let left = &self.terms[part.term].left;
+            let to = self.lefts.at(row, part.first_step);
+            // SAFETY: as the caller says; the copy has room for all steps of its block.
+            unsafe { pack::left(left, (self.rows.start + row) * BLOCK, part.depth.clone(), to) };
+        }
+    }
+
+    /// Copies a block of columns of the right factors that reach it, and tells the pieces of each part.
+    ///
+    /// # Safety
+    /// As [`Area::copy_rows`].
+    unsafe fn copy_columns(&self, column: usize, pieces: &[AtomicUsize]) {
+        for (index, part) in self.parts.iter().enumerate() {
+            let term = &self.terms[part.term];
+            if self.reaches(term, column) {
+                let to = self.rights.at(column, part.first_step);
+                let first = (self.columns.start + column) * BLOCK;
+                // SAFETY: as the caller says; the copy has room for all steps of its block.
+                let count = unsafe { pack::right(term, first, part.depth.clone(), to) };
+                pieces[column * self.parts.len() + index].store(count, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Writes blocks, counted from the first of the area.
     ///
     /// # Safety
@@ -206,42 +223,50 @@ impl Area<'_> {
     unsafe fn multiply(&self, rows: Range<usize>, columns: Range<usize>, pieces: &[AtomicUsize]) {
         // SAFETY: the unit is available.
         let unit = unsafe { Unit::configured() };
-        let mut segments = Vec::with_capacity(self.parts.len());
+        let stride = self.target.columns;
         for column in columns {
             let first_column = (self.columns.start + column) * BLOCK;
             let width = (self.target.columns - first_column).min(BLOCK);
             for row in rows.clone() {
-                segments.clear();
-                for (index, part) in self.parts.iter().enumerate() {
-                    let term = &self.terms[part.term];
-                    let end = term.first_column + term.right.columns;
-                    if term.first_column < first_column + width && end > first_column {
-                        segments.push(Segment {
-                            left: self.lefts.at(row, part.first_step),
-                            right: self.rights.at(column, part.first_step),
-                            steps: part.steps(),
-                            right_pieces: pieces[column * self.parts.len() + index].load(Ordering::Relaxed),
-                        });
-                    }
-                }
                 let first_row = (self.rows.start + row) * BLOCK;
                 let height = (self.target.rows - first_row).min(BLOCK);
-                let stride = self.target.columns;
                 // SAFETY: the block lies in the target; the segments are copies of as many steps.
                 unsafe {
                     let start = self.target.start.as_ptr().add(first_row * stride + first_column);
-                    unit.multiply(&segments, start, stride, [height, width], self.add);
+                    let segments = self.segments(row, column, pieces);
+                    unit.multiply(segments, start, stride, [height, width], self.add);
                 }
             }
         }
+    }
+
+    /// The factors of a block, counted from the first of the area.
+    fn segments(&self, row: usize, column: usize, pieces: &[AtomicUsize]) -> impl Iterator<Item = Segment> {
+        let reaching = self
+            .parts
+            .iter()
+            .enumerate()
+            .filter(move |(_, part)| self.reaches(&self.terms[part.term], column));
+        reaching.map(move |(index, part)| Segment {
+            left: self.lefts.at(row, part.first_step),
+            right: self.rights.at(column, part.first_step),
+            steps: part.depth.len().div_ceil(STEP),
+            right_pieces: pieces[column * self.parts.len() + index].load(Ordering::Relaxed),
+        })
+    }
+
+    /// Whether a term is added to a block of columns, counted from the first of the area.
+    fn reaches(&self, term: &Term, column: usize) -> bool {
+        let first = (self.columns.start + column) * BLOCK;
+        !term.columns_among(first..first + BLOCK).is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{assert_close, noise, product::Matrix};
-    use std::ptr::NonNull;
+    use crate::cpu::product::{Matrix, tests::in_tiles};
+    use crate::cpu::{assert_close, noise};
 
     /// Numbers whose significands have that many bits.
     fn of_bits(bits: u32, x: &Tensor) -> Tensor {
@@ -253,17 +278,7 @@ mod tests {
 
     fn product(left: &Tensor, right: &Tensor, scale: f32) -> Tensor {
         let (left, right) = (Matrix::of(left).unwrap(), Matrix::of(right).unwrap());
-        let (rows, columns) = (left.rows, right.columns);
-        let result = Tensor::full([rows as i64, columns as i64], f64::NAN, (Kind::Float, Device::Cpu));
-        let target = Target {
-            start: NonNull::new(result.data_ptr().cast()).unwrap(),
-            rows,
-            columns,
-            holds_sums: false,
-        };
-        // SAFETY: a new tensor of that shape; the unit is available where this is called.
-        unsafe { fill(target, &[Term { scale, ..Term::new(left, right) }]) }.unwrap();
-        result
+        in_tiles(&[Term { scale, ..Term::new(left, right) }])
     }
 
     #[test]

@@ -78,22 +78,21 @@ impl Level {
     /// As [`Level::fill`]; the columns exist and no other task writes them.
     unsafe fn fill_few(self, target: Target, terms: &[Term], columns: Range<usize>) {
         for (index, term) in terms.iter().enumerate() {
-            let start = columns.start.max(term.first_column);
-            let end = columns.end.min(term.first_column + term.right.columns);
-            if start >= end {
+            let reached = term.columns_among(columns.clone());
+            if reached.is_empty() {
                 continue;
             }
-            // SAFETY: `start..end` are columns of the target and, counted from the term's first, of its right factor; the depth is
+            // SAFETY: those that are reached are columns of the target and, counted from the term's first, of its right factor; the depth is
             // dense in both factors.
             unsafe {
-                let first = start - term.first_column;
+                let first = reached.start - term.first_column;
                 let block = Few {
                     rows: target.rows,
-                    columns: end - start,
+                    columns: reached.len(),
                     depth: term.left.columns,
                     left: term.left.start.as_ptr(),
                     left_row_stride: term.left.row_stride,
-                    target: target.start.as_ptr().add(start),
+                    target: target.start.as_ptr().add(reached.start),
                     target_row_stride: target.columns,
                     scale: term.scale,
                     add: index > 0 || target.holds_sums,
@@ -194,10 +193,10 @@ unsafe fn fill_panel(
 ) {
     let columns = (target.columns - first).min(panel::WIDTH);
     for (index, term) in terms.iter().enumerate() {
-        if term.first_column >= first + columns || term.first_column + term.right.columns <= first {
+        if term.columns_among(first..first + columns).is_empty() {
             continue;
         }
-        for depth in panel::depth_blocks(term.left.columns) {
+        for depth in panel::depth_blocks(term.left.columns, panel::DEPTH) {
             // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
             // the target; a panel of that depth fits the scratch.
             unsafe {

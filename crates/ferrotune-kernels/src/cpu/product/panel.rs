@@ -37,9 +37,9 @@ pub(in crate::cpu) fn with_scratch(count: usize, body: impl FnOnce(&mut [f32])) 
     });
 }
 
-/// The depths at which a factor of `depth` rows is cut, in parts of nearly one size.
-pub(super) fn depth_blocks(depth: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let block = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
+/// The depths at which a factor of `depth` rows is cut, in parts of nearly one size that have `most` rows at the most.
+pub(super) fn depth_blocks(depth: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let block = depth.div_ceil(depth.div_ceil(most).max(1)).max(1);
     (0..depth).step_by(block).map(move |start| start..(start + block).min(depth))
 }
 
@@ -56,17 +56,16 @@ pub(in crate::cpu) unsafe fn pack(
     panel: &mut [f32],
 ) {
     // The part of the panel's columns that the factor has.
-    let start = term.first_column.max(first);
-    let end = (term.first_column + term.right.columns).min(first + WIDTH);
+    let reached = term.columns_among(first..first + WIDTH);
     let rows = panel[..depth.len() * WIDTH].as_chunks_mut::<WIDTH>().0;
-    if end.saturating_sub(start) < WIDTH {
+    if reached.len() < WIDTH {
         rows.fill([0.0; WIDTH]);
     }
-    if start >= end {
+    if reached.is_empty() {
         return;
     }
-    let (place, width) = (start - first, end - start);
-    let from = start - term.first_column;
+    let (place, width) = (reached.start - first, reached.len());
+    let from = reached.start - term.first_column;
     // SAFETY: `from..from + width` are columns of the factor, and `depth` its rows.
     unsafe {
         if term.right.column_stride == 1 {

@@ -96,24 +96,17 @@ unsafe fn pack_right<const KEPT: usize>(
     for start in depth.clone().step_by(STEP) {
         let count = (depth.end - start).min(STEP);
         for half in 0..2 {
-            // The columns of the tile that the factor has, counted from the tile's first.
             let first = first_column + half * SIDE;
-            let begin = term.first_column.saturating_sub(first).min(SIDE);
-            let end = (term.first_column + right.columns).saturating_sub(first).min(SIDE);
-            let mut columns = Columns {
-                begin,
-                end: end.max(begin),
-                numbers: std::ptr::null(),
-                row_stride: 0,
-                column_stride: 0,
+            let reached = term.columns_among(first..first + SIDE);
+            // The address of no number if none is reached; then none is read.
+            let from = reached.start.wrapping_sub(term.first_column).wrapping_mul(right.column_stride);
+            let columns = Columns {
+                begin: reached.start - first,
+                end: reached.end - first,
+                numbers: right.start.as_ptr().wrapping_add((start * right.row_stride).wrapping_add(from)),
+                row_stride: right.row_stride,
+                column_stride: right.column_stride,
             };
-            if begin < end {
-                let from = first + begin - term.first_column;
-                let offset = start * right.row_stride + from * right.column_stride;
-                // SAFETY: `start` is a row of the factor, and `from` a column.
-                columns.numbers = unsafe { right.start.as_ptr().add(offset) };
-                (columns.row_stride, columns.column_stride) = (right.row_stride, right.column_stride);
-            }
             // SAFETY: the columns exist, and `count` rows of them; there is room for the step.
             unsafe {
                 let to = to.add(half * TILE);

@@ -1,6 +1,6 @@
 //! The unit itself: eight registers that are tiles of 16 rows of 64 bytes.
 
-use crate::cpu::product::cpuid;
+use crate::cpu::product::{Level, cpuid, level};
 use std::{arch::asm, marker::PhantomData};
 
 /// Rows and columns of a block of a result: two tiles each.
@@ -17,10 +17,8 @@ pub(super) const STEP_BYTES: usize = 2 * PIECES * TILE * 2;
 /// Whether the processor has tiles, and products of bf16 in them.
 pub(super) fn is_there() -> bool {
     const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
+    // The copies for the unit are made with AVX-512.
+    matches!(level(), Some(Level::Avx512))
         && cpuid(0).eax >= 7
         && cpuid(7).edx & TILES_AND_BF16 == TILES_AND_BF16
 }
@@ -89,14 +87,15 @@ macro_rules! add_products {
             "tileloadd tmm5, [{left} + {row} + 1024]",
             multiply_tiles!(),
             $(add_products!(@ $other),)*
-            "add {left}, 6144",
+            "add {left}, {left_bytes}",
             "add {right}, {right_bytes}",
             "dec {steps}",
             "jnz 2b",
             left = inout(reg) $segment.left => _,
             right = inout(reg) $segment.right => _,
             steps = inout(reg) $segment.steps => _,
-            right_bytes = in(reg) $segment.right_pieces * 2048,
+            left_bytes = const STEP_BYTES,
+            right_bytes = in(reg) $segment.right_pieces * STEP_BYTES / PIECES,
             row = in(reg) 64usize,
             options(nostack, readonly),
         )
@@ -132,8 +131,8 @@ macro_rules! multiply_tiles {
 
 /// The unit of this thread, configured for as long as this lives.
 ///
-/// The compiler keeps nothing in the registers and no other code runs in between, so they hold their tiles from one block of assembly to
-/// the next.
+/// The compiler keeps nothing in the registers and no other code that does runs in between, so they hold their tiles from one block of
+/// assembly to the next.
 pub(super) struct Unit(PhantomData<*const ()>);
 
 impl Unit {
@@ -152,7 +151,7 @@ impl Unit {
     /// written.
     pub(super) unsafe fn multiply(
         &self,
-        segments: &[Segment],
+        segments: impl Iterator<Item = Segment>,
         target: *mut f32,
         stride: usize,
         [rows, columns]: [usize; 2],
@@ -180,7 +179,13 @@ impl Unit {
 
     /// # Safety
     /// As [`Unit::multiply`], for a whole block.
-    unsafe fn multiply_whole(&self, segments: &[Segment], target: *mut f32, stride: usize, add: bool) {
+    unsafe fn multiply_whole(
+        &self,
+        segments: impl Iterator<Item = Segment>,
+        target: *mut f32,
+        stride: usize,
+        add: bool,
+    ) {
         let row_bytes = stride * size_of::<f32>();
         let lower = target.wrapping_add(16 * stride);
         // SAFETY: the unit is configured; the four tiles lie in the target.

@@ -181,17 +181,34 @@ pub(super) struct Rows {
 
 /// Runs `body` once for each of `tasks`; threads take the next one as they finish.
 pub(super) fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
-    let next = AtomicUsize::new(0);
+    in_shares([tasks], work, |_, task| body(task));
+}
+
+/// Runs `body` once for each kind's tasks, with the index of the kind and that of the task.
+///
+/// A thread begins with a share of its own of each kind, and then takes what others have left of theirs. So calls one after the other
+/// find what a share reads and writes in the cache of the same core, unless a thread was held up.
+pub(super) fn in_shares<const KINDS: usize>(
+    tasks: [usize; KINDS],
+    work: usize,
+    body: impl Fn(usize, usize) + Sync,
+) {
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    let threads = threads.min(tasks).min(work / WORK_PER_THREAD + 1);
-    ferrotune_autograd::parallel_for(threads, 1, |share| {
-        for _ in share {
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
+    let threads = threads.min(tasks.iter().sum()).min(work / WORK_PER_THREAD + 1);
+    let start_of = |share: usize, kind: usize| tasks[kind] * share / threads;
+    let next = |share| std::array::from_fn(|kind| AtomicUsize::new(start_of(share, kind)));
+    let next: Vec<[AtomicUsize; KINDS]> = (0..threads).map(next).collect();
+    ferrotune_autograd::parallel_for(threads, 1, |own| {
+        for kind in 0..KINDS {
+            for share in (own.start..threads).chain(0..own.start) {
+                let end = start_of(share + 1, kind);
+                loop {
+                    let task = next[share][kind].fetch_add(1, Ordering::Relaxed);
+                    if task >= end {
+                        break;
+                    }
+                    body(kind, task);
                 }
-                body(task);
             }
         }
     });
@@ -342,6 +359,20 @@ mod tests {
         let whole = of(1, &x);
         assert_eq!(of(3, &x), whole);
         assert_eq!(of(3, &x.narrow(0, 101, 77)), whole.narrow(0, 101, 77));
+    }
+
+    #[test]
+    fn each_task_of_each_kind_runs_once() {
+        for threads in [1, 2, 5] {
+            tch::set_num_threads(threads);
+            for tasks in [[0, 0], [0, 3], [7, 0], [4, 9], [100, 1]] {
+                let runs = tasks.map(|count| Vec::from_iter((0..count).map(|_| AtomicUsize::new(0))));
+                in_shares(tasks, 100 * WORK_PER_THREAD, |kind, task| {
+                    runs[kind][task].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(runs.into_iter().flatten().all(|runs| runs.into_inner() == 1));
+            }
+        }
     }
 
     #[test]

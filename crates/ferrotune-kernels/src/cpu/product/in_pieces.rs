@@ -15,7 +15,7 @@
 //! Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
 //! arXiv:1904.06376.
 
-use super::{FEW_ROWS, Target, Term, in_parallel, panel::depth_blocks};
+use super::{FEW_ROWS, Target, Term, in_parallel, in_shares, panel::depth_blocks};
 use crate::error::Result;
 use std::{
     ops::Range,
@@ -162,12 +162,12 @@ impl Area<'_> {
             (0..self.columns.len() * self.parts.len()).map(|_| AtomicUsize::new(0)).collect();
         // A copy of a number takes about as long as eight products.
         let work = (lefts + self.columns.len()) * BLOCK * depth * 8;
-        in_parallel(lefts + self.columns.len(), work, |task| {
+        in_shares([lefts, self.columns.len()], work, |kind, task| {
             // SAFETY: each task writes a block of its own; the machine has AVX-512 where it has the unit.
             unsafe {
-                match task.checked_sub(lefts) {
-                    None => self.copy_rows(task),
-                    Some(column) => self.copy_columns(column, &pieces),
+                match kind {
+                    0 => self.copy_rows(task),
+                    _ => self.copy_columns(task, &pieces),
                 }
             }
         });

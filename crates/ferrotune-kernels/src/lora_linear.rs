@@ -1,7 +1,7 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
-    cpu::product,
+    cpu::{narrow_products, product},
     dropout::Dropout,
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
@@ -270,13 +270,12 @@ impl Function for GroupedLora {
         let mut grad_projected = Vec::with_capacity(self.places.len());
         for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
             let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
-            // d loss / d (dropout(x) A^T) = scaling * grad_y B, [tokens, rank]
-            let through = multiply(&grad_y, pair[1])?.f_mul_scalar_(place.scaling)?;
+            let [through, grad_b] = output_gradients(&grad_y, pair[1], place.scaling, projected)?;
             let grad_a = match context.needs_input_grad(1 + results.len()) {
                 true => Some(multiply(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?),
                 false => None,
             };
-            results.extend([grad_a, Some(multiply(&grad_y.f_tr()?, projected)?)]);
+            results.extend([grad_a, Some(grad_b)]);
             grad_projected.push(through);
         }
         let grad_x = match context.needs_input_grad(0) {
@@ -290,6 +289,16 @@ impl Function for GroupedLora {
         results.insert(0, grad_x);
         Ok(results)
     }
+}
+
+/// What backward makes of the gradient of an update's output: `d loss / d (dropout(x) A^T) = scaling * grad_y B`, `[tokens, rank]`, and
+/// `d loss / d B = grad_y^T projected`, `[out_features, rank]`.
+fn output_gradients(grad_y: &Tensor, b: &Tensor, scaling: f64, projected: &Tensor) -> Result<[Tensor; 2]> {
+    if let Some(both) = narrow_products(grad_y, b, scaling, projected)? {
+        return Ok(both);
+    }
+    let through = multiply(grad_y, b)?.f_mul_scalar_(scaling)?;
+    Ok([through, multiply(&grad_y.f_tr()?, projected)?])
 }
 
 /// `left right`.

@@ -29,6 +29,7 @@ mod compact;
 mod in_pieces;
 mod level;
 mod matrix;
+mod narrow;
 pub(super) mod panel;
 pub(super) mod tile;
 pub(super) mod vector;
@@ -36,6 +37,7 @@ pub(super) mod vector;
 pub(crate) use compact::Compact;
 pub(super) use level::{Level, level};
 pub(crate) use matrix::Matrix;
+pub(crate) use narrow::narrow_products;
 
 /// Rows of a left factor up to which nothing is copied.
 pub(crate) const FEW_ROWS: usize = 32;

@@ -64,3 +64,7 @@ pub(crate) fn sum_of_products(_: &[Term]) -> Result<Option<Tensor>> {
 pub(crate) fn add_products(_: &mut Tensor, _: &[Term]) -> bool {
     false
 }
+
+pub(crate) fn narrow_products(_: &Tensor, _: &Tensor, _: f64, _: &Tensor) -> Result<Option<[Tensor; 2]>> {
+    Ok(None)
+}

@@ -72,6 +72,20 @@ impl Level {
         });
     }
 
+    /// Writes a block of rows, or adds to it, where the columns fill registers: they are a multiple of 16.
+    ///
+    /// # Safety
+    /// The pointers of `block` lead to as many numbers as its counts and strides say.
+    pub(super) unsafe fn rows(self, block: &Rows) {
+        // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
+        unsafe {
+            match self {
+                Self::Avx512 => rows_avx512(block),
+                Self::Avx2 => rows_avx2(block),
+            }
+        }
+    }
+
     /// Writes some columns of a result with few rows.
     ///
     /// # Safety
@@ -158,26 +172,50 @@ unsafe fn few_avx2(block: &Few, right: impl RightRows) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn panel_avx512(target: Target, terms: &[Term], rows: Range<usize>, first: usize, panel: &mut [f32]) {
-    // 24 of the 32 registers hold sums, or fewer where the result is narrow.
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe {
-        fill_panel(target, terms, rows, first, panel, |block| match block.columns.div_ceil(16) {
-            1 => tile::rows::<__m512, 8, 1>(block),
-            2 => tile::rows::<__m512, 8, 2>(block),
-            _ => tile::rows::<__m512, 8, 3>(block),
-        });
-    }
+    unsafe { fill_panel(target, terms, rows, first, panel, |block| one_panel_avx512(block)) };
 }
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn panel_avx2(target: Target, terms: &[Term], rows: Range<usize>, first: usize, panel: &mut [f32]) {
-    // 12 of the 16 registers hold sums.
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe { fill_panel(target, terms, rows, first, panel, |block| rows_avx2(block)) };
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn rows_avx512(block: &Rows) {
+    let whole = block.columns / panel::WIDTH * panel::WIDTH;
+    for (first, columns) in [(0, whole), (whole, block.columns - whole)] {
+        if columns > 0 {
+            let (panel, target) = (block.panel.wrapping_add(first), block.target.wrapping_add(first));
+            // SAFETY: columns of the block, in registers that they fill.
+            unsafe { one_panel_avx512(&Rows { columns, panel, target, ..*block }) };
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile::rows`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn one_panel_avx512(block: &Rows) {
+    // 24 of the 32 registers hold sums, or fewer where the result is narrow.
     // SAFETY: as the caller says; the instructions are enabled here.
     unsafe {
-        fill_panel(target, terms, rows, first, panel, |block| {
-            tile::rows::<__m256, 6, 2>(block);
-        });
+        match block.columns.div_ceil(16) {
+            1 => tile::rows::<__m512, 8, 1>(block),
+            2 => tile::rows::<__m512, 8, 2>(block),
+            _ => tile::rows::<__m512, 8, 3>(block),
+        }
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn rows_avx2(block: &Rows) {
+    // 12 of the 16 registers hold sums.
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe { tile::rows::<__m256, 6, 2>(block) };
 }
 
 /// # Safety

@@ -130,7 +130,7 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; the terms fit it.
     unsafe {
         match in_pieces {
-            true => in_pieces::fill(target, terms)?,
+            true => in_pieces::fill(target, terms),
             false => level.fill(target, terms),
         }
     }
@@ -234,7 +234,7 @@ mod tests {
     /// The sum by the unit for tiles, which is available.
     pub(super) fn in_tiles(terms: &[Term]) -> Tensor {
         // SAFETY: `filled` makes a new tensor of that shape.
-        filled(terms, |target| unsafe { in_pieces::fill(target, terms) }.unwrap())
+        filled(terms, |target| unsafe { in_pieces::fill(target, terms) })
     }
 
     /// The sum at every level that this machine has.

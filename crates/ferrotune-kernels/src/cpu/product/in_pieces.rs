@@ -16,7 +16,6 @@
 //! arXiv:1904.06376.
 
 use super::{FEW_ROWS, Target, Term, in_parallel, in_shares, panel::depth_blocks};
-use crate::error::Result;
 use std::{
     ops::Range,
     sync::{
@@ -24,11 +23,12 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tch::{Device, Kind, Tensor};
 
 mod pack;
+mod room;
 mod unit;
 
+use room::Room;
 use unit::{BLOCK, STEP, STEP_BYTES, Segment, Unit};
 
 /// Depth of a part of a product at the most, so that the blocks that meet in a task stay in a core's second cache.
@@ -87,8 +87,7 @@ fn passes(terms: &[Term]) -> Vec<Pass> {
 
 /// A factor in the order in which the unit reads it: for each block of its rows or columns, step by step, piece by piece.
 struct Copied {
-    bytes: Tensor,
-    start: *mut u16,
+    room: Room,
     steps: usize,
 }
 
@@ -96,16 +95,16 @@ struct Copied {
 unsafe impl Sync for Copied {}
 
 impl Copied {
-    fn new(blocks: usize, steps: usize) -> Result<Self> {
-        let bytes = Tensor::f_empty([(blocks * steps * STEP_BYTES) as i64], (Kind::Uint8, Device::Cpu))?;
-        Ok(Self { start: bytes.data_ptr().cast(), bytes, steps })
+    /// Room for blocks of that many steps.
+    fn new(steps: usize) -> Self {
+        Self { room: Room::take(), steps }
     }
 
     /// Where a step of a block begins.
     fn at(&self, block: usize, step: usize) -> *mut u16 {
         let index = block * self.steps + step;
-        debug_assert!(step < self.steps && (index + 1) * STEP_BYTES <= self.bytes.numel());
-        self.start.wrapping_add(index * STEP_BYTES / 2)
+        debug_assert!(step < self.steps && (index + 1) * STEP_BYTES <= COPY_BYTES);
+        self.room.start().wrapping_add(index * STEP_BYTES / 2)
     }
 }
 
@@ -113,12 +112,12 @@ impl Copied {
 ///
 /// # Safety
 /// As [`Level::fill`](super::Level::fill); the unit [`is_available`].
-pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<()> {
+pub(super) unsafe fn fill(target: Target, terms: &[Term]) {
     let passes = passes(terms);
     let steps = passes.iter().map(|pass| pass.steps).max().unwrap_or(0);
     let limit = COPY_BYTES / (steps * STEP_BYTES);
     let (rows, columns) = (target.rows.div_ceil(BLOCK), target.columns.div_ceil(BLOCK));
-    let (lefts, rights) = (Copied::new(rows.min(limit), steps)?, Copied::new(columns.min(limit), steps)?);
+    let (lefts, rights) = (Copied::new(steps), Copied::new(steps));
     for (index, pass) in passes.iter().enumerate() {
         for first_row in (0..rows).step_by(limit) {
             for first_column in (0..columns).step_by(limit) {
@@ -137,7 +136,6 @@ pub(super) unsafe fn fill(target: Target, terms: &[Term]) -> Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 /// Blocks of the result whose factors are copied together.
@@ -267,6 +265,7 @@ mod tests {
     use super::*;
     use crate::cpu::product::{Matrix, tests::in_tiles};
     use crate::cpu::{assert_close, noise};
+    use tch::{Kind, Tensor};
 
     /// Numbers whose significands have that many bits.
     fn of_bits(bits: u32, x: &Tensor) -> Tensor {

@@ -1,7 +1,7 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
-    cpu::{narrow_products, product},
+    cpu::{Matrix, Term, narrow_products, product, products_beside},
     dropout::Dropout,
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
@@ -181,12 +181,14 @@ impl GroupedLora {
     /// `scaling_i * dropout_i(x) A_i^T` of every update, `[tokens, rank_i]` each.
     fn project(&self, x: &Tensor, adapters: &[&Tensor]) -> Result<Vec<Tensor>> {
         let kind = adapters[0].kind();
+        if let Some(projected) = self.project_few(x, adapters)? {
+            return Ok(projected);
+        }
         if self.shares_input() {
             let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
             let projected = multiply(&x.f_to_kind(kind)?, &Tensor::f_cat(&a, 0)?.f_tr()?)?;
-            let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
-            let parts = projected.f_split_with_sizes(ranks.as_slice(), 1)?;
-            return parts
+            return self
+                .split(&projected)?
                 .into_iter()
                 .zip(&self.places)
                 .map(|(mut part, place)| Ok(part.f_mul_scalar_(place.scaling)?))
@@ -199,9 +201,28 @@ impl GroupedLora {
         }
         Ok(projected)
     }
-}
 
-impl GroupedLora {
+    /// The same for the few rows of a step of generation, where copying the `A`s would cost more than their product.
+    fn project_few(&self, x: &Tensor, adapters: &[&Tensor]) -> Result<Option<Vec<Tensor>>> {
+        if self.places.iter().any(|place| place.dropout.is_some()) {
+            return Ok(None);
+        }
+        let mut terms = Vec::with_capacity(self.places.len());
+        let mut first_column = 0;
+        for (place, pair) in self.places.iter().zip(adapters.chunks(2)) {
+            let (Some(x), Some(a)) = (Matrix::of(x), Matrix::of(pair[0])) else { return Ok(None) };
+            terms.push(Term { first_column, scale: place.scaling as f32, ..Term::new(x, a.turned()) });
+            first_column += a.rows();
+        }
+        products_beside(&terms)?.map(|projected| self.split(&projected)).transpose()
+    }
+
+    /// The columns of each update.
+    fn split(&self, projected: &Tensor) -> Result<Vec<Tensor>> {
+        let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
+        Ok(projected.f_split_with_sizes(ranks.as_slice(), 1)?)
+    }
+
     /// The gradient of what the products read: through the frozen weight, and through each update.
     fn input_gradient(
         &self,

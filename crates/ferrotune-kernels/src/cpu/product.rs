@@ -137,6 +137,32 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     Ok(Some(result))
 }
 
+/// The products of few rows that the terms are, each in its own columns of a new tensor; the columns lie side by side.
+///
+/// `None` as for [`sum_of_products`], and where the rows are not few or a factor is not dense along the depth.
+pub(crate) fn products_beside(terms: &[Term]) -> Result<Option<Tensor>> {
+    let (Some(level), Some(first)) = (level(), terms.first()) else { return Ok(None) };
+    let (rows, columns) = (first.left.rows, terms.iter().map(|term| term.right.columns).sum());
+    let mut next = 0;
+    for term in terms {
+        let is_next = term.first_column == next && term.fits(rows, columns);
+        if rows > FEW_ROWS || !is_next || !term.is_dense_along_depth() {
+            return Ok(None);
+        }
+        next += term.right.columns;
+    }
+    let result = Tensor::f_empty([rows as i64, columns as i64], (Kind::Float, Device::Cpu))?;
+    let Some(start) = NonNull::new(result.data_ptr().cast::<f32>()) else { return Ok(None) };
+    let target = Target { start, rows, columns, holds_sums: false };
+    let work = rows * columns * first.left.columns;
+    in_parallel(terms.len(), work, |task| {
+        // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; each task writes the columns of
+        // its term.
+        unsafe { level.fill_few(target, &terms[task..=task], 0..columns) };
+    });
+    Ok(Some(result))
+}
+
 /// Adds the terms to a product of libtorch's, which nobody else has seen yet; `false` where [`sum_of_products`] would not do it.
 pub(crate) fn add_products(result: &mut Tensor, terms: &[Term]) -> bool {
     let (Some(level), Some(matrix)) = (level(), Matrix::of(result)) else { return false };
@@ -348,6 +374,29 @@ mod tests {
                 assert_close(&in_double(&found), &expected, 1e-6);
             }
         }
+    }
+
+    #[test]
+    fn products_of_few_rows_side_by_side() {
+        let of = |x: &Tensor, factors: &[Tensor]| {
+            let mut terms: Vec<Term> = Vec::new();
+            for factor in factors {
+                let (left, right) = (Matrix::of(x).unwrap(), Matrix::of(factor).unwrap().turned());
+                let first_column = terms.last().map_or(0, |term| term.first_column + term.right.columns);
+                terms.push(Term { first_column, scale: 0.5, ..Term::new(left, right) });
+            }
+            products_beside(&terms).unwrap()
+        };
+        let (x, factors) =
+            (noise(1, &[7, 40]), [3, 50, 16].map(|width| noise(2 + width as u64, &[width, 40])));
+        let expected = in_double(&x).matmul(&in_double(&Tensor::cat(&factors, 0)).tr()) * 0.5;
+        match of(&x, &factors) {
+            Some(found) => assert_close(&in_double(&found), &expected, 1e-6),
+            None => assert!(level().is_none()),
+        }
+        assert!(of(&noise(1, &[33, 40]), &factors).is_none());
+        assert!(of(&noise(1, &[7, 41]), &factors).is_none());
+        assert!(of(&x.tr().contiguous().tr(), &factors).is_none());
     }
 
     #[test]

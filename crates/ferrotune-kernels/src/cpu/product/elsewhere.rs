@@ -44,7 +44,7 @@ pub(crate) struct Term<'a> {
     pub(crate) first_column: usize,
     pub(crate) scale: f32,
     pub(crate) compact: Option<&'a Compact>,
-    never: Matrix<'a>,
+    pub(crate) never: Matrix<'a>,
 }
 
 impl<'a> Term<'a> {
@@ -58,6 +58,10 @@ pub(crate) fn product(_: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
 }
 
 pub(crate) fn sum_of_products(_: &[Term]) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+pub(crate) fn products_beside(_: &[Term]) -> Result<Option<Tensor>> {
     Ok(None)
 }
 

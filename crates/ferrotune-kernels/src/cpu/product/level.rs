@@ -90,7 +90,7 @@ impl Level {
     ///
     /// # Safety
     /// As [`Level::fill`]; the columns exist and no other task writes them.
-    unsafe fn fill_few(self, target: Target, terms: &[Term], columns: Range<usize>) {
+    pub(super) unsafe fn fill_few(self, target: Target, terms: &[Term], columns: Range<usize>) {
         for (index, term) in terms.iter().enumerate() {
             let reached = term.columns_among(columns.clone());
             if reached.is_empty() {

@@ -223,15 +223,15 @@ pub(super) fn in_shares<const KINDS: usize>(
 ) {
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let threads = threads.min(tasks.iter().sum()).min(work / WORK_PER_THREAD + 1);
-    let start_of = |share: usize, kind: usize| tasks[kind] * share / threads;
-    let next = |share| std::array::from_fn(|kind| AtomicUsize::new(start_of(share, kind)));
-    let next: Vec<[AtomicUsize; KINDS]> = (0..threads).map(next).collect();
+    let start_of = |share: usize, count: usize| count * share / threads;
+    let next =
+        tasks.map(|count| Vec::from_iter((0..threads).map(|share| AtomicUsize::new(start_of(share, count)))));
     ferrotune_autograd::parallel_for(threads, 1, |own| {
-        for kind in 0..KINDS {
+        for (kind, (next, count)) in next.iter().zip(tasks).enumerate() {
             for share in (own.start..threads).chain(0..own.start) {
-                let end = start_of(share + 1, kind);
+                let end = start_of(share + 1, count);
                 loop {
-                    let task = next[share][kind].fetch_add(1, Ordering::Relaxed);
+                    let task = next[share].fetch_add(1, Ordering::Relaxed);
                     if task >= end {
                         break;
                     }

@@ -5,8 +5,8 @@
 //! one the thread copies 48 columns at a time into its second cache, where all rows of the left one meet them. Where the left factor
 //! has few rows, as in decoding, even that copy would cost more than the product, and sums run along the depth instead.
 //!
-//! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it; on others MKL does
-//! without AVX-512. Where the processor multiplies tiles of bf16 and the right factor has few bits, that is faster still: see
+//! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it, except where two of them
+//! read the same factor (`narrow`); on others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right factor has few bits, that is faster still: see
 //! [`in_pieces`].
 //!
 //! Every element is summed in one order, whatever the number of threads or of rows beside it in the panel.
@@ -123,11 +123,8 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     if first.first_column != 0 || !terms.iter().all(|term| term.fits(rows, columns)) {
         return Ok(None);
     }
-    let size = [rows as i64, columns as i64];
-    let result = Tensor::f_empty(size, (Kind::Float, Device::Cpu))?;
-    let Some(start) = NonNull::new(result.data_ptr().cast::<f32>()) else { return Ok(None) };
-    let target = Target { start, rows, columns, holds_sums: false };
-    // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; the terms fit it.
+    let Some((result, target)) = Target::new(rows, columns)? else { return Ok(None) };
+    // SAFETY: the target is new, and no other handle knows its memory; the terms fit it, and the first one covers it.
     unsafe {
         match in_pieces {
             true => in_pieces::fill(target, terms),
@@ -151,15 +148,9 @@ pub(crate) fn products_beside(terms: &[Term]) -> Result<Option<Tensor>> {
         }
         next += term.right.columns;
     }
-    let result = Tensor::f_empty([rows as i64, columns as i64], (Kind::Float, Device::Cpu))?;
-    let Some(start) = NonNull::new(result.data_ptr().cast::<f32>()) else { return Ok(None) };
-    let target = Target { start, rows, columns, holds_sums: false };
-    let work = rows * columns * first.left.columns;
-    in_parallel(terms.len(), work, |task| {
-        // SAFETY: the result is new and dense, so `target` is all of its memory, which no other handle knows; each task writes the columns of
-        // its term.
-        unsafe { level.fill_few(target, &terms[task..=task], 0..columns) };
-    });
+    let Some((result, target)) = Target::new(rows, columns)? else { return Ok(None) };
+    // SAFETY: the target is new, and no other handle knows its memory; the terms fit it side by side.
+    unsafe { level.fill_beside(target, terms) };
     Ok(Some(result))
 }
 
@@ -189,6 +180,15 @@ struct Target {
 // SAFETY: tasks write disjoint parts of it, see `Level::fill`.
 unsafe impl Sync for Target {}
 
+impl Target {
+    /// All of a new tensor, whose numbers are to be written.
+    fn new(rows: usize, columns: usize) -> Result<Option<(Tensor, Self)>> {
+        let tensor = Tensor::f_empty([rows as i64, columns as i64], (Kind::Float, Device::Cpu))?;
+        let start = NonNull::new(tensor.data_ptr().cast::<f32>());
+        Ok(start.map(|start| (tensor, Self { start, rows, columns, holds_sums: false })))
+    }
+}
+
 /// A block of rows of a result, `left panel` or added to it.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
@@ -207,15 +207,15 @@ pub(super) struct Rows {
     pub(super) add: bool,
 }
 
-/// Runs `body` once for each of `tasks`; threads take the next one as they finish.
+/// Runs `body` once for each of `tasks`: see [`in_shares`].
 pub(super) fn in_parallel(tasks: usize, work: usize, body: impl Fn(usize) + Sync) {
     in_shares([tasks], work, |_, task| body(task));
 }
 
-/// Runs `body` once for each kind's tasks, with the index of the kind and that of the task.
+/// Runs `body` once for each task of each kind, one kind after the other, with the index of the kind and that of the task.
 ///
-/// A thread begins with a share of its own of each kind, and then takes what others have left of theirs. So calls one after the other
-/// find what a share reads and writes in the cache of the same core, unless a thread was held up.
+/// Of each kind a thread begins with a share of its own, and then takes what others have left of theirs. So calls one after the other find
+/// what a share reads and writes in the cache of the same core, unless a thread was held up.
 pub(super) fn in_shares<const KINDS: usize>(
     tasks: [usize; KINDS],
     work: usize,
@@ -230,12 +230,12 @@ pub(super) fn in_shares<const KINDS: usize>(
         for (kind, (next, count)) in next.iter().zip(tasks).enumerate() {
             for share in (own.start..threads).chain(0..own.start) {
                 let end = start_of(share + 1, count);
-                loop {
+                // Looked at first: a share that is done costs the others no write to its counter.
+                while next[share].load(Ordering::Relaxed) < end {
                     let task = next[share].fetch_add(1, Ordering::Relaxed);
-                    if task >= end {
-                        break;
+                    if task < end {
+                        body(kind, task);
                     }
-                    body(kind, task);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! A product cut into tasks, each computed with the best instructions that the machine has.
 
-use super::tile::{self, CompactRows, DenseRows, RightRows};
+use super::tile::{self, CompactRows, DenseRows, GROUP, RightRows};
 use super::{Compact, FEW_ROWS, Rows, Target, Term, compact, in_parallel, panel};
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
@@ -47,7 +47,7 @@ impl Level {
     /// Writes the sum of the terms.
     ///
     /// # Safety
-    /// `target` is memory that nobody else reads or writes meanwhile, and the terms fit it.
+    /// `target` is memory that nobody else reads or writes meanwhile, and the terms fit it; the first covers it, unless it holds sums.
     pub(super) unsafe fn fill(self, target: Target, terms: &[Term]) {
         let work: usize = terms.iter().map(|term| target.rows * term.left.columns * term.right.columns).sum();
         if target.rows <= FEW_ROWS && terms.iter().all(Term::is_dense_along_depth) {
@@ -72,11 +72,13 @@ impl Level {
         });
     }
 
-    /// Writes a block of rows, or adds to it, where the columns fill registers: they are a multiple of 16.
+    /// Writes a block of rows, or adds to it.
     ///
     /// # Safety
-    /// The pointers of `block` lead to as many numbers as its counts and strides say.
+    /// The pointers of `block` lead to as many numbers as its counts and strides say; its columns are a multiple of [`GROUP`], for a panel's
+    /// numbers are read in whole registers.
     pub(super) unsafe fn rows(self, block: &Rows) {
+        debug_assert!(block.columns.is_multiple_of(GROUP));
         // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
         unsafe {
             match self {
@@ -86,11 +88,26 @@ impl Level {
         }
     }
 
+    /// Writes each term to its own columns of a result with few rows.
+    ///
+    /// # Safety
+    /// As [`Level::fill`], but that the terms cover the target side by side; the depth is dense in all factors.
+    pub(super) unsafe fn fill_beside(self, target: Target, terms: &[Term]) {
+        let work: usize = terms.iter().map(|term| target.rows * term.left.columns * term.right.columns).sum();
+        in_parallel(target.columns.div_ceil(FEW_COLUMNS), work, |task| {
+            let columns = task * FEW_COLUMNS..((task + 1) * FEW_COLUMNS).min(target.columns);
+            for term in terms {
+                // SAFETY: each task writes columns of its own, and a term by itself is written, not added.
+                unsafe { self.fill_few(target, std::slice::from_ref(term), columns.clone()) };
+            }
+        });
+    }
+
     /// Writes some columns of a result with few rows.
     ///
     /// # Safety
     /// As [`Level::fill`]; the columns exist and no other task writes them.
-    pub(super) unsafe fn fill_few(self, target: Target, terms: &[Term], columns: Range<usize>) {
+    unsafe fn fill_few(self, target: Target, terms: &[Term], columns: Range<usize>) {
         for (index, term) in terms.iter().enumerate() {
             let reached = term.columns_among(columns.clone());
             if reached.is_empty() {

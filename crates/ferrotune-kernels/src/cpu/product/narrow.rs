@@ -4,25 +4,25 @@
 //! its core's second cache computes all that is to be computed of them; of the small factor nothing is copied.
 
 use super::{
-    FEW_ROWS, Level, Matrix, Rows, in_parallel, level,
+    FEW_ROWS, Level, Matrix, Rows, Target, in_parallel, level,
     panel::{self, depth_blocks},
+    tile::GROUP,
 };
-use crate::{cpu::fill_rows, error::Result};
+use crate::{cpu::fill_rows_beside, error::Result};
 use std::{ops::Range, ptr::NonNull};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-/// Columns of the small factor at the most; more are a product like others.
-const COLUMNS: usize = 64;
-/// Columns of both factors are a multiple of this, so that registers are read whole.
-const GROUP: usize = 16;
-/// Rows of a task at the least, and tasks at the most: each has a sum of its own over its rows.
-const TASK_ROWS: usize = 128;
-const TASKS: usize = 32;
-/// Numbers of rows that are read again while they are in the second cache.
-const CACHED: usize = 1 << 17;
+/// Numbers of the small factor at the most, which is a task's sum as well: beside rows of the large one they stay in a second cache.
+const SMALL: usize = 1 << 16;
+/// Numbers of the rows of the large factor that are read twice.
+const LARGE: usize = 1 << 17;
+/// Rows of a task at the least. It has a sum of its own over its rows.
+const TASK_ROWS: usize = 64;
+/// Numbers of the sums of all tasks, at the most.
+const SUMS: usize = 1 << 22;
 
-/// `scale * left right` and `left^T other`, of `[rows, depth]`, `[depth, columns]` and `[rows, columns]`; `None` where these tensors want
-/// libtorch's products.
+/// `scale * left right` and `left^T other`, of `[rows, depth]`, `[depth, columns]` and `[rows, columns]`; `None` where these loops do not
+/// suit the tensors.
 ///
 /// In backward of an adapter, whose left factor is the gradient of its output, they are the gradient of what `B` multiplies, and that of `B`.
 pub(crate) fn narrow_products(
@@ -49,38 +49,40 @@ fn at_level(
         return Ok(None);
     };
     let [rows, depth, columns] = [left.rows, left.columns, right.columns];
+    let small = depth * columns;
     let fits = right.rows == depth && [other.rows, other.columns] == [rows, columns];
-    let is_narrow = rows > FEW_ROWS && columns <= COLUMNS;
+    let is_narrow = rows > FEW_ROWS && small <= SMALL;
     let fills_registers = columns.is_multiple_of(GROUP) && depth.is_multiple_of(GROUP);
     if !fits || !is_narrow || !fills_registers || left.column_stride != 1 || right.column_stride != 1 {
         return Ok(None);
     }
-    let task_rows = rows.div_ceil(TASKS).max(TASK_ROWS);
+    // By the shapes alone: the number of threads changes no sum.
+    let task_rows = rows.div_ceil(SUMS / small).max(TASK_ROWS);
     let tasks = rows.div_ceil(task_rows);
-    let empty = |size: [usize; 2]| Tensor::f_empty(size.map(|size| size as i64), (Kind::Float, Device::Cpu));
-    let (product, sums) = (empty([rows, columns])?, empty([tasks * columns, depth])?);
-    let start_of = |tensor: &Tensor| NonNull::new(tensor.data_ptr().cast::<f32>());
-    let (Some(product_start), Some(sums_start)) = (start_of(&product), start_of(&sums)) else {
+    let (Some((product, target)), Some((_kept, sums))) =
+        (Target::new(rows, columns)?, Target::new(tasks * columns, depth)?)
+    else {
         return Ok(None);
     };
-    let job =
-        Job { level, left, right, scale: scale as f32, other, product: product_start, sums: sums_start };
-    in_parallel(tasks, 2 * rows * depth * columns, |task| {
+    let (product_start, sums_start) = (target.start, sums.start);
+    let job = NarrowProducts { level, left, right, scale: scale as f32, other, product_start, sums_start };
+    in_parallel(tasks, 2 * rows * small, |task| {
         let start = task * task_rows;
         // SAFETY: the rows exist; each task writes those of its own, and its own sums.
         unsafe { job.run(start..(start + task_rows).min(rows), task) };
     });
     // SAFETY: the tasks wrote all of the tensor, and nobody writes it any more; it lives as long as what reads the slice.
-    let numbers = unsafe { std::slice::from_raw_parts(sums_start.as_ptr(), tasks * columns * depth) };
-    let sums: Vec<&[f32]> = numbers.chunks_exact(columns * depth).collect();
-    let [turned] = fill_rows(depth, [&[depth as i64, columns as i64]], |range, [rows]| {
-        add_turned(&sums, depth, range, rows);
-    })?;
+    let numbers = unsafe { std::slice::from_raw_parts(sums_start.as_ptr(), tasks * small) };
+    let sums: Vec<&[f32]> = numbers.chunks_exact(small).collect();
+    let [turned] =
+        fill_rows_beside(tasks * columns, depth, [&[depth as i64, columns as i64]], |range, [rows]| {
+            write_turned_sum(&sums, depth, range, rows);
+        })?;
     Ok(Some([product, turned]))
 }
 
 /// Writes rows of the transpose of the sum of matrices `[columns, depth]`.
-fn add_turned(matrices: &[&[f32]], depth: usize, range: Range<usize>, rows: &mut [f32]) {
+fn write_turned_sum(matrices: &[&[f32]], depth: usize, range: Range<usize>, rows: &mut [f32]) {
     let columns = rows.len() / range.len().max(1);
     for first in range.clone().step_by(GROUP) {
         let group = first..(first + GROUP).min(range.end);
@@ -99,32 +101,33 @@ fn add_turned(matrices: &[&[f32]], depth: usize, range: Range<usize>, rows: &mut
     }
 }
 
-struct Job<'a> {
+struct NarrowProducts<'a> {
     level: Level,
     left: Matrix<'a>,
     right: Matrix<'a>,
     scale: f32,
     other: Matrix<'a>,
     /// `scale * left right`, dense.
-    product: NonNull<f32>,
+    product_start: NonNull<f32>,
     /// For each task `other^T left` over its rows, `[columns, depth]`.
-    sums: NonNull<f32>,
+    sums_start: NonNull<f32>,
 }
 
 // SAFETY: the factors are only read; tasks write rows and sums of their own.
-unsafe impl Sync for Job<'_> {}
+unsafe impl Sync for NarrowProducts<'_> {}
 
-impl Job<'_> {
+impl NarrowProducts<'_> {
     /// # Safety
     /// The rows exist, and no other task writes them or the sums of this one.
     unsafe fn run(&self, rows: Range<usize>, task: usize) {
-        let block = (CACHED / self.left.columns).clamp(8, TASK_ROWS);
+        let block = (LARGE / self.left.columns).clamp(8, TASK_ROWS);
         for first in rows.clone().step_by(block) {
             let block = first..(first + block).min(rows.end);
+            let add = first > rows.start;
             // SAFETY: as the caller says.
             unsafe {
                 self.multiply(block.clone());
-                self.multiply_turned(block, task, first > rows.start);
+                self.multiply_turned(block, task, add);
             }
         }
     }
@@ -132,12 +135,12 @@ impl Job<'_> {
     /// Writes rows of `scale * left right`.
     ///
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`NarrowProducts::run`].
     unsafe fn multiply(&self, rows: Range<usize>) {
         let Self { left, right, .. } = self;
         // SAFETY: `rows` and `depth` are those of the factors; the product has the columns of right.
         unsafe {
-            let target = self.product.as_ptr().add(rows.start * right.columns);
+            let target = self.product_start.as_ptr().add(rows.start * right.columns);
             for depth in depth_blocks(left.columns, panel::DEPTH) {
                 self.level.rows(&Rows {
                     rows: rows.len(),
@@ -162,7 +165,7 @@ impl Job<'_> {
     /// Writes the sums of a task over some rows, or adds to them.
     ///
     /// # Safety
-    /// As [`Job::run`].
+    /// As [`NarrowProducts::run`].
     unsafe fn multiply_turned(&self, rows: Range<usize>, task: usize, add: bool) {
         let Self { left, other, .. } = self;
         // SAFETY: `rows` are those of the factors; sums have `columns * depth` numbers for each task.
@@ -176,7 +179,7 @@ impl Job<'_> {
                 left_depth_stride: other.row_stride,
                 panel: left.start.as_ptr().add(rows.start * left.row_stride),
                 panel_stride: left.row_stride,
-                target: self.sums.as_ptr().add(task * other.columns * left.columns),
+                target: self.sums_start.as_ptr().add(task * other.columns * left.columns),
                 target_row_stride: left.columns,
                 add,
             });
@@ -188,6 +191,7 @@ impl Job<'_> {
 mod tests {
     use super::*;
     use crate::cpu::{assert_close, noise};
+    use tch::Kind;
 
     /// At every level that this machine has.
     fn products(left: &Tensor, right: &Tensor, other: &Tensor) -> Vec<Option<[Tensor; 2]>> {
@@ -199,7 +203,7 @@ mod tests {
         let double = |x: &Tensor| x.to_kind(Kind::Double);
         // Several tasks and blocks of rows, depths of several panels, registers that a row fills and others.
         for [rows, depth, columns] in
-            [[33, 16, 16], [300, 592, 16], [129, 4112, 48], [4200, 32, 64], [70, 1536, 32]]
+            [[33, 16, 16], [300, 592, 16], [129, 1040, 48], [4100, 4096, 16], [70, 1536, 32]]
         {
             // Columns of wider tensors, as those of a stack of layers.
             let left = noise(1, &[rows, depth + 5]).narrow(1, 3, depth);

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Columns of a panel that one instruction set computes together at the least.
-const GROUP: usize = 16;
+pub(super) const GROUP: usize = 16;
 
 /// `target (+)= left panel` for all rows of a block.
 ///

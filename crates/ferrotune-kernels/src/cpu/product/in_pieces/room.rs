@@ -3,13 +3,13 @@
 use super::COPY_BYTES;
 use std::sync::{Mutex, PoisonError};
 
-/// That no product uses.
+/// Those that no product uses.
 static FREE: Mutex<Vec<Vec<u16>>> = Mutex::new(Vec::new());
 
 /// [`COPY_BYTES`] that begin at a multiple of 64, so that a row of a tile is one line of a cache.
 ///
-/// All products of one thread of the program write to the same two, whatever their sizes: memory that has its pages, and is in a cache as
-/// often as not. Pages that no copy reaches take no memory.
+/// A program that multiplies in one thread at a time writes to the same two, whatever the sizes of its products: memory that has its pages,
+/// and is in a cache as often as not. Pages that no copy reaches take no memory.
 pub(super) struct Room {
     numbers: Vec<u16>,
     start: *mut u16,
@@ -17,6 +17,8 @@ pub(super) struct Room {
 
 impl Room {
     const LINE: usize = 64;
+    /// Those that are kept at the most: more are of products at one time, which is rare.
+    const KEPT: usize = 4;
 
     pub(super) fn take() -> Self {
         let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -33,7 +35,10 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        FREE.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.numbers));
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < Self::KEPT {
+            free.push(std::mem::take(&mut self.numbers));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
-    cpu::{Matrix, Term, narrow_products, product, products_beside},
+    cpu::{Matrix, narrow_products, product, products_beside},
     dropout::Dropout,
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
@@ -207,14 +207,12 @@ impl GroupedLora {
         if self.places.iter().any(|place| place.dropout.is_some()) {
             return Ok(None);
         }
-        let mut terms = Vec::with_capacity(self.places.len());
-        let mut first_column = 0;
-        for (place, pair) in self.places.iter().zip(adapters.chunks(2)) {
-            let (Some(x), Some(a)) = (Matrix::of(x), Matrix::of(pair[0])) else { return Ok(None) };
-            terms.push(Term { first_column, scale: place.scaling as f32, ..Term::new(x, a.turned()) });
-            first_column += a.rows();
-        }
-        products_beside(&terms)?.map(|projected| self.split(&projected)).transpose()
+        let pairs = self.places.iter().zip(adapters.chunks(2));
+        let factors = pairs.map(|(place, pair)| Some((Matrix::of(pair[0])?.turned(), place.scaling as f32)));
+        let (Some(x), Some(factors)) = (Matrix::of(x), factors.collect::<Option<Vec<_>>>()) else {
+            return Ok(None);
+        };
+        products_beside(x, &factors)?.map(|projected| self.split(&projected)).transpose()
     }
 
     /// The columns of each update.

@@ -6,8 +6,8 @@
 //! has few rows, as in decoding, even that copy would cost more than the product, and sums run along the depth instead.
 //!
 //! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it, except where two of them
-//! read the same factor (`narrow`); on others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right factor has few bits, that is faster still: see
-//! [`in_pieces`].
+//! read the same factor: see [`narrow`]. On others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right
+//! factor has few bits, that is faster still: see [`in_pieces`].
 //!
 //! Every element is summed in one order, whatever the number of threads or of rows beside it in the panel.
 //!
@@ -134,23 +134,24 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     Ok(Some(result))
 }
 
-/// The products of few rows that the terms are, each in its own columns of a new tensor; the columns lie side by side.
+/// `scale * left factor` for few rows and each factor with its scale, side by side in a new tensor.
 ///
 /// `None` as for [`sum_of_products`], and where the rows are not few or a factor is not dense along the depth.
-pub(crate) fn products_beside(terms: &[Term]) -> Result<Option<Tensor>> {
-    let (Some(level), Some(first)) = (level(), terms.first()) else { return Ok(None) };
-    let (rows, columns) = (first.left.rows, terms.iter().map(|term| term.right.columns).sum());
-    let mut next = 0;
-    for term in terms {
-        let is_next = term.first_column == next && term.fits(rows, columns);
-        if rows > FEW_ROWS || !is_next || !term.is_dense_along_depth() {
+pub(crate) fn products_beside<'a>(left: Matrix<'a>, factors: &[(Matrix<'a>, f32)]) -> Result<Option<Tensor>> {
+    let Some(level) = level() else { return Ok(None) };
+    let mut columns = 0;
+    let mut terms = Vec::with_capacity(factors.len());
+    for &(right, scale) in factors {
+        let term = Term { first_column: columns, scale, ..Term::new(left, right) };
+        if left.rows > FEW_ROWS || left.columns != right.rows || !term.is_dense_along_depth() {
             return Ok(None);
         }
-        next += term.right.columns;
+        columns += right.columns;
+        terms.push(term);
     }
-    let Some((result, target)) = Target::new(rows, columns)? else { return Ok(None) };
-    // SAFETY: the target is new, and no other handle knows its memory; the terms fit it side by side.
-    unsafe { level.fill_beside(target, terms) };
+    let Some((result, target)) = Target::new(left.rows, columns)? else { return Ok(None) };
+    // SAFETY: the target is new, and no other handle knows its memory; the terms cover it side by side.
+    unsafe { level.fill_beside(target, &terms) };
     Ok(Some(result))
 }
 
@@ -379,13 +380,8 @@ mod tests {
     #[test]
     fn products_of_few_rows_side_by_side() {
         let of = |x: &Tensor, factors: &[Tensor]| {
-            let mut terms: Vec<Term> = Vec::new();
-            for factor in factors {
-                let (left, right) = (Matrix::of(x).unwrap(), Matrix::of(factor).unwrap().turned());
-                let first_column = terms.last().map_or(0, |term| term.first_column + term.right.columns);
-                terms.push(Term { first_column, scale: 0.5, ..Term::new(left, right) });
-            }
-            products_beside(&terms).unwrap()
+            let turned = |factor| (Matrix::of(factor).unwrap().turned(), 0.5);
+            products_beside(Matrix::of(x).unwrap(), &Vec::from_iter(factors.iter().map(turned))).unwrap()
         };
         let (x, factors) =
             (noise(1, &[7, 40]), [3, 50, 16].map(|width| noise(2 + width as u64, &[width, 40])));

@@ -61,7 +61,7 @@ pub(crate) fn sum_of_products(_: &[Term]) -> Result<Option<Tensor>> {
     Ok(None)
 }
 
-pub(crate) fn products_beside(_: &[Term]) -> Result<Option<Tensor>> {
+pub(crate) fn products_beside(_: Matrix, _: &[(Matrix, f32)]) -> Result<Option<Tensor>> {
     Ok(None)
 }
 

@@ -49,9 +49,8 @@ impl Level {
     /// # Safety
     /// `target` is memory that nobody else reads or writes meanwhile, and the terms fit it; the first covers it, unless it holds sums.
     pub(super) unsafe fn fill(self, target: Target, terms: &[Term]) {
-        let work: usize = terms.iter().map(|term| target.rows * term.left.columns * term.right.columns).sum();
         if target.rows <= FEW_ROWS && terms.iter().all(Term::is_dense_along_depth) {
-            in_parallel(target.columns.div_ceil(FEW_COLUMNS), work, |task| {
+            in_parallel(target.columns.div_ceil(FEW_COLUMNS), work(terms), |task| {
                 let start = task * FEW_COLUMNS;
                 // SAFETY: each task writes columns of its own.
                 unsafe { self.fill_few(target, terms, start..(start + FEW_COLUMNS).min(target.columns)) };
@@ -63,7 +62,7 @@ impl Level {
         let wanted = 4 * usize::try_from(tch::get_num_threads()).unwrap_or(1);
         let parts = wanted.div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS)).max(1);
         let rows_of_part = target.rows.div_ceil(parts);
-        in_parallel(panels * parts, work, |task| {
+        in_parallel(panels * parts, work(terms), |task| {
             let (part, panel) = (task % parts, task / parts);
             let start = part * rows_of_part;
             let rows = start..(start + rows_of_part).min(target.rows);
@@ -93,8 +92,7 @@ impl Level {
     /// # Safety
     /// As [`Level::fill`], but that the terms cover the target side by side; the depth is dense in all factors.
     pub(super) unsafe fn fill_beside(self, target: Target, terms: &[Term]) {
-        let work: usize = terms.iter().map(|term| target.rows * term.left.columns * term.right.columns).sum();
-        in_parallel(target.columns.div_ceil(FEW_COLUMNS), work, |task| {
+        in_parallel(target.columns.div_ceil(FEW_COLUMNS), work(terms), |task| {
             let columns = task * FEW_COLUMNS..((task + 1) * FEW_COLUMNS).min(target.columns);
             for term in terms {
                 // SAFETY: each task writes columns of its own, and a term by itself is written, not added.
@@ -167,6 +165,11 @@ impl Level {
             }
         });
     }
+}
+
+/// Sums and products of the terms.
+fn work(terms: &[Term]) -> usize {
+    terms.iter().map(|term| term.left.rows * term.left.columns * term.right.columns).sum()
 }
 
 /// Rows from `first` on, of `depth` numbers each.

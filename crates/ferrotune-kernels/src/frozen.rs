@@ -35,6 +35,8 @@ impl FrozenWeight {
 
     /// Several weights on the same input, stacked by rows into one, so that one product serves them all.
     ///
+    /// Rows of one tensor that follow each other are stacked already, and are shared; others are copied.
+    ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if their `in_features` differ.
     pub fn stacked(weights: &[&Tensor]) -> Result<Self> {
@@ -45,7 +47,11 @@ impl FrozenWeight {
             let in_features = weights[0].size().get(1).copied().unwrap_or(-1);
             check_shape("FrozenWeight::stacked", "weight", weight, &[-1, in_features])?;
         }
-        Ok(Self::of(Tensor::f_cat(weights, 0)?.f_detach()?))
+        let stacked = match rows_of_one(weights) {
+            Some(whole) => whole,
+            None => Tensor::f_cat(weights, 0)?,
+        };
+        Ok(Self::of(stacked.f_detach()?))
     }
 
     fn of(weight: Tensor) -> Self {
@@ -197,6 +203,23 @@ impl FrozenWeight {
     }
 }
 
+/// The whole of which these are the rows, one after the other, if there is one.
+fn rows_of_one(weights: &[&Tensor]) -> Option<Tensor> {
+    let first = weights.first()?;
+    let (mut next, mut rows) = (first.data_ptr().addr(), 0);
+    for weight in weights {
+        let alike = weight.kind() == first.kind() && weight.device() == first.device();
+        if !alike || !weight.is_contiguous() || weight.data_ptr().addr() != next {
+            return None;
+        }
+        next += weight.numel() * weight.kind().elt_size_in_bytes();
+        rows += weight.size()[0];
+    }
+    let columns = first.size()[1];
+    // Tensors that are neighbours by chance are refused by libtorch: the first one's memory ends before that of the others.
+    first.f_as_strided([rows, columns], [columns, 1], None).ok()
+}
+
 fn sum<'a>(
     base: Option<Term<'a>>,
     updates: impl Iterator<Item = Option<Term<'a>>>,
@@ -304,5 +327,30 @@ impl Function for FrozenLinear {
     ) -> std::result::Result<Vec<Option<Tensor>>, BoxedError> {
         let of = |grad| first_rows(self.weight.input_gradient(grad)?, self.rows);
         Ok(vec![grads[0].as_ref().map(of).transpose()?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn rows_of_one_tensor_are_shared_and_others_are_copied() {
+        let whole = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([8, 3]);
+        let stacked = |parts: &[&Tensor]| FrozenWeight::stacked(parts).unwrap().dense_rows(0, 5).unwrap();
+        let rows = |start, count| whole.narrow(0, start, count);
+        let shared = stacked(&[&rows(2, 3), &rows(5, 2)]);
+        assert_eq!(shared, rows(2, 5));
+        assert_eq!(shared.data_ptr(), rows(2, 5).data_ptr());
+        // A gap, another order, another tensor, columns that lie apart.
+        let elsewhere = rows(5, 2).copy();
+        for (first, second) in [(rows(1, 3), rows(5, 2)), (rows(5, 3), rows(3, 2)), (rows(2, 3), elsewhere)] {
+            let copied = stacked(&[&first, &second]);
+            assert_eq!(copied, Tensor::cat(&[&first, &second], 0));
+            assert_ne!(copied.data_ptr(), first.data_ptr());
+        }
+        let turned = whole.tr();
+        assert_eq!(stacked(&[&turned, &turned]), Tensor::cat(&[&turned, &turned], 0).narrow(0, 0, 5));
     }
 }

@@ -7,6 +7,8 @@ mod cpu;
 mod dropout;
 mod error;
 mod filled_rows;
+#[allow(unsafe_code)]
+mod filled_tensor;
 mod frozen;
 mod gradients;
 mod head_loss;
@@ -23,6 +25,7 @@ pub use adamw::{AdamWParameter, AdamWStep, adamw_step};
 pub use attention::{AttentionOptions, causal_attention, rotary_attention};
 pub use cached_attention::CachedAttention;
 pub use error::{Error, Result};
+pub use filled_tensor::filled_tensor;
 pub use frozen::{FrozenWeight, frozen_linear};
 pub use gradients::{add_all, squared_norms};
 pub use head_loss::{CrossEntropyOptions, linear_cross_entropy, linear_cross_entropy_with};

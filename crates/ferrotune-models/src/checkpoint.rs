@@ -5,11 +5,15 @@ use crate::{
     identify::check_directory,
     regular_file::{self, is_there},
 };
+use ferrotune_autograd::parallel_for;
+use ferrotune_kernels::filled_tensor;
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Component, Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tch::{Kind, Tensor};
 
@@ -113,31 +117,100 @@ impl Checkpoint {
     /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`], [`Error::TensorNotFinite`], and
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        self.tensor_through(&mut Vec::new(), name, shape, kind)
-    }
-
-    /// The same through a buffer, whose memory serves for one tensor after another.
-    pub(crate) fn tensor_through(
-        &self,
-        buffer: &mut Vec<u8>,
-        name: &str,
-        shape: &[i64],
-        kind: Kind,
-    ) -> Result<Tensor> {
         let (entry, stored) = self.find(name, shape)?;
-        let (mut file, _) = regular_file::open(&entry.file)?;
-        if buffer.len() < entry.bytes {
-            buffer.resize(entry.bytes, 0);
+        if (stored, kind) == (Kind::Float, Kind::Float) {
+            return filled_tensor(shape, |bytes| entry.read_numbers(name, bytes));
         }
-        let data = &mut buffer[..entry.bytes];
-        file.seek(SeekFrom::Start(entry.start)).map_err(Error::io("read", &entry.file))?;
-        file.read_exact(data).map_err(Error::io("read", &entry.file))?;
-        let tensor = Tensor::f_from_data_size(data, shape, stored)?.f_to_kind(kind)?;
+        let mut bytes = vec![0; entry.bytes];
+        entry.read(&mut entry.open_at(entry.start)?, &mut bytes)?;
+        let tensor = Tensor::f_from_data_size(&bytes, shape, stored)?.f_to_kind(kind)?;
         if !is_finite(&tensor)? {
-            return Err(Error::TensorNotFinite { path: entry.file.clone(), tensor: name.to_owned() });
+            return Err(entry.not_finite(name));
         }
         Ok(tensor)
     }
+
+    /// Matrices of one width, by name and number of rows, below each other in one tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn stacked(&self, parts: &[(String, i64)], columns: i64, kind: Kind) -> Result<Tensor> {
+        let found = parts.iter().map(|(name, rows)| self.find(name, &[*rows, columns]));
+        let found: Vec<(&Entry, Kind)> = found.collect::<Result<_>>()?;
+        if kind != Kind::Float || found.iter().any(|(_, stored)| *stored != Kind::Float) {
+            let parts = parts.iter().map(|(name, rows)| self.tensor(name, &[*rows, columns], kind));
+            return Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?);
+        }
+        let rows: i64 = parts.iter().map(|(_, rows)| rows).sum();
+        filled_tensor(&[rows, columns], |mut bytes| {
+            for ((entry, _), (name, _)) in found.iter().zip(parts) {
+                let (part, rest) = bytes.split_at_mut(entry.bytes);
+                entry.read_numbers(name, part)?;
+                bytes = rest;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Entry {
+    /// Reads all of its numbers, which are f32, on libtorch's threads where they are many.
+    fn read_numbers(&self, name: &str, bytes: &mut [u8]) -> Result<()> {
+        const PART: usize = 8 << 20;
+        let count = bytes.len().div_ceil(PART);
+        let parts = Mutex::new(bytes.chunks_mut(PART).enumerate());
+        let result = Mutex::new(Ok(()));
+        parallel_for(count, 1, |own| {
+            for _ in own {
+                let Some((index, part)) = lock(&parts).next() else { return };
+                let read = self.read_part(name, self.start + (index * PART) as u64, part);
+                if read.is_err() {
+                    *lock(&result) = read;
+                }
+            }
+        });
+        result.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads numbers through a buffer that stays in a core's cache: into memory that nobody has touched yet the system reads slowly.
+    fn read_part(&self, name: &str, start: u64, bytes: &mut [u8]) -> Result<()> {
+        const BUFFER: usize = 256 << 10;
+        let (mut file, mut buffer) = (self.open_at(start)?, vec![0; BUFFER.min(bytes.len())]);
+        for part in bytes.chunks_mut(BUFFER) {
+            let buffer = &mut buffer[..part.len()];
+            self.read(&mut file, buffer)?;
+            if !all_finite(buffer) {
+                return Err(self.not_finite(name));
+            }
+            part.copy_from_slice(buffer);
+        }
+        Ok(())
+    }
+
+    fn open_at(&self, start: u64) -> Result<File> {
+        let (mut file, _) = regular_file::open(&self.file)?;
+        file.seek(SeekFrom::Start(start)).map_err(Error::io("read", &self.file))?;
+        Ok(file)
+    }
+
+    fn read(&self, file: &mut File, bytes: &mut [u8]) -> Result<()> {
+        file.read_exact(bytes).map_err(Error::io("read", &self.file))
+    }
+
+    fn not_finite(&self, name: &str) -> Error {
+        Error::TensorNotFinite { path: self.file.clone(), tensor: name.to_owned() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether there is neither NaN nor infinity among f32 numbers: their exponents are all ones.
+fn all_finite(bytes: &[u8]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let bits = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    bits.fold(0, |found, bits| found | u32::from(bits & EXPONENT == EXPONENT)) == 0
 }
 
 /// Whether there is neither NaN nor infinity. Either of them spoils the sum, which is far cheaper than a look at each number.
@@ -252,6 +325,25 @@ mod tests {
         fs::write(sharded.path().join("model.safetensors.index.json"), index).unwrap();
         assert_eq!(read(sharded.path(), "a"), expected);
         assert_eq!(read(sharded.path(), "b"), expected);
+    }
+
+    #[test]
+    fn a_large_tensor_is_read_in_parts_and_no_number_of_it_may_be_infinite() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut numbers = Vec::from_iter((0..2_300_001u32).map(|number| number as f32 * 0.37));
+        let read = |numbers: &[f32]| {
+            let bytes = Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes()));
+            let view = TensorView::new(Dtype::F32, vec![numbers.len(), 1], &bytes).unwrap();
+            let file = folder.path().join("model.safetensors");
+            fs::write(file, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+            Checkpoint::open(folder.path()).unwrap().tensor("w", &[numbers.len() as i64, 1], Kind::Float)
+        };
+        assert_eq!(read(&numbers).unwrap().reshape([-1]), Tensor::from_slice(&numbers));
+        for place in [0, 70_000, 2_300_000] {
+            let finite = std::mem::replace(&mut numbers[place], f32::NEG_INFINITY);
+            assert!(matches!(read(&numbers), Err(Error::TensorNotFinite { .. })), "{place}");
+            numbers[place] = finite;
+        }
     }
 
     #[test]

@@ -26,12 +26,11 @@ pub(crate) struct Reader<'a> {
     used: Vec<String>,
     /// Before the names of all tensors but the head's.
     pub(crate) prefix: &'static str,
-    buffer: Vec<u8>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, device: Device, kind: Kind) -> Self {
-        Self { checkpoint, device, kind, used: Vec::new(), prefix: "model.", buffer: Vec::new() }
+        Self { checkpoint, device, kind, used: Vec::new(), prefix: "model." }
     }
 
     /// All layers, on libtorch's threads: to make room for a weight takes as long as to copy it.
@@ -59,7 +58,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.checkpoint.tensor_through(&mut self.buffer, name, shape, self.kind)?;
+        let tensor = self.checkpoint.tensor(name, shape, self.kind)?;
         let tensor = tensor.f_to_device(self.device)?;
         self.used.push(name.to_owned());
         Ok(tensor)
@@ -73,9 +72,14 @@ impl<'a> Reader<'a> {
         in_features: i64,
         bias: bool,
     ) -> Result<LoraLinear> {
-        let mut layers = Vec::with_capacity(parts.len());
+        let name_of = |name: &str| format!("{}{parent}.{name}.weight", self.prefix);
+        let weights: Vec<_> = parts.iter().map(|(name, rows)| (name_of(name), *rows)).collect();
+        let stacked = self.checkpoint.stacked(&weights, in_features, self.kind)?.f_to_device(self.device)?;
+        self.used.extend(weights.into_iter().map(|(name, _)| name));
+        let (mut layers, mut first) = (Vec::with_capacity(parts.len()), 0);
         for (name, out_features) in parts {
-            let weight = self.tensor(&format!("{parent}.{name}.weight"), &[*out_features, in_features])?;
+            let weight = stacked.f_narrow(0, first, *out_features)?;
+            first += out_features;
             let bias = match bias {
                 true => Some(self.tensor(&format!("{parent}.{name}.bias"), &[*out_features])?),
                 false => None,

@@ -42,6 +42,8 @@ enum What {
 
 fn main() -> ExitCode {
     let Arguments { threads, what } = Arguments::parse();
+    // As our programs do.
+    ferrotune::autograd::reuse_buffers();
     tch::set_num_threads(threads);
     let result = match what {
         What::Examples(arguments) => examples::run(&arguments),

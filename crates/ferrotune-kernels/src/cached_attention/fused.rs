@@ -3,7 +3,11 @@
 use super::Sequence;
 use crate::{
     attention::AttentionOptions,
-    cpu::{Kernel, LANES, Rows, dispatch, dot, exp, fill_rows_beside, largest, mul_add},
+    cpu::{
+        Kernel, LANES, Rows,
+        attention::{Prompt, over_cache, takes},
+        dispatch, dot, exp, fill_rows_beside, largest, mul_add,
+    },
     error::Result,
 };
 use std::ops::Range;
@@ -27,6 +31,9 @@ pub(super) fn attend(
     let (shape, kv_heads) = (q.size(), cache.size()[1] as usize / 2);
     let width = queries.width() / kv_heads;
     let head_dim = cached.width() / (2 * kv_heads);
+    // Many tokens are worth a copy of the keys.
+    let (prompts, sequences): (Vec<&Sequence>, Vec<&Sequence>) =
+        sequences.iter().partition(|sequence| sequence.tokens.len() > 1 && takes(head_dim as i64));
     let pairs: usize = sequences
         .iter()
         .map(|sequence| sequence.tokens.len() * (sequence.past + sequence.tokens.len()))
@@ -36,7 +43,7 @@ pub(super) fn attend(
     let count = queries.count() * kv_heads;
     let [y] = fill_rows_beside(work, count, [&shape], |range, [y]| {
         dispatch(Attention {
-            sequences,
+            sequences: &sequences,
             queries,
             cached,
             kv_heads,
@@ -47,11 +54,18 @@ pub(super) fn attend(
             y,
         });
     })?;
-    Ok(Some(y))
+    if prompts.is_empty() {
+        return Ok(Some(y));
+    }
+    let prompts: Vec<Prompt> = prompts
+        .iter()
+        .map(|sequence| Prompt { tokens: sequence.tokens.clone(), rows: &sequence.rows })
+        .collect();
+    Ok(over_cache(&prompts, [q, cache, &y], options).then_some(y))
 }
 
 struct Attention<'a> {
-    sequences: &'a [Sequence],
+    sequences: &'a [&'a Sequence],
     queries: Rows<'a>,
     cached: Rows<'a>,
     kv_heads: usize,

@@ -15,9 +15,11 @@ use tch::{Device, Kind, Tensor};
 
 mod backward;
 mod block;
+mod cached;
 mod forward;
 
 use block::{KEYS, QUERIES};
+pub(crate) use cached::{Prompt, over_cache};
 
 /// Numbers of a register of any level; a head is a whole number of these.
 const LANES: usize = 16;
@@ -158,7 +160,7 @@ fn forward_at(
     let (Some(target), Some(lse)) = (Heads::of(&output), Heads::of(&log_sum_exp.f_unsqueeze(2)?)) else {
         return Ok(None);
     };
-    let job = forward::Forward { inputs, output: target, lse };
+    let job = forward::Forward { inputs, output: target, lse: Some(lse) };
     let tasks = tasks(segments, inputs.q.heads, inputs.k.heads);
     in_parallel(tasks.len(), inputs.work(&tasks), |index| {
         let task = &tasks[index];

@@ -44,8 +44,8 @@ impl Backward {
         let (grads, means) = scratch.split_at_mut(QUERIES * KEYS);
         // SAFETY: as the caller says.
         unsafe {
-            copy(&self.inputs.k, task, task.kv_head, self.inputs.scale, keys);
-            copy(&self.inputs.v, task, task.kv_head, 1.0, values);
+            copy::<V>(&self.inputs.k, task.tokens.clone(), task.kv_head, self.inputs.scale, keys);
+            copy::<V>(&self.inputs.v, task.tokens.clone(), task.kv_head, 1.0, values);
             for token in task.tokens.clone() {
                 self.grad_k.row(token, place).fill(0.0);
                 self.grad_v.row(token, place).fill(0.0);

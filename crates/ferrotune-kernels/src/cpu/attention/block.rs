@@ -87,21 +87,27 @@ impl Block {
     }
 }
 
-/// Copies a head of a sequence, times `scale`: panels of [`WIDTH`] tokens, in each the tokens' first numbers side by side, then their
+/// Copies a head of some tokens, times `scale`: panels of [`WIDTH`] tokens, in each the tokens' first numbers side by side, then their
 /// second ones.
 ///
 /// # Safety
-/// The task's tokens and the head exist; `copy` has room for whole panels.
+/// The tokens and the head exist; `copy` has room for whole panels; the machine has the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn copy(x: &Heads, task: &Task, head: usize, scale: f32, copy: &mut [f32]) {
+pub(super) unsafe fn copy<V: Vector>(
+    x: &Heads,
+    tokens: Range<usize>,
+    head: usize,
+    scale: f32,
+    copy: &mut [f32],
+) {
     // SAFETY: numbers of the head are dense, those of tokens `token_stride` apart.
     unsafe {
-        let start = NonNull::new_unchecked(x.at(task.tokens.start, head));
-        let matrix = Matrix::at(start, [x.head_dim, task.tokens.len()], [1, x.token_stride]);
+        let start = NonNull::new_unchecked(x.at(tokens.start, head));
+        let matrix = Matrix::at(start, [x.head_dim, tokens.len()], [1, x.token_stride]);
         let term = Term { scale, ..Term::new(matrix, matrix) };
-        let panels = copy.chunks_exact_mut(WIDTH * x.head_dim).take(task.tokens.len().div_ceil(WIDTH));
+        let panels = copy.chunks_exact_mut(WIDTH * x.head_dim).take(tokens.len().div_ceil(WIDTH));
         for (index, panel) in panels.enumerate() {
-            pack(&term, 0..x.head_dim, index * WIDTH, panel);
+            pack::<V>(&term, 0..x.head_dim, index * WIDTH, panel);
         }
     }
 }

@@ -1,7 +1,17 @@
 //! On processors that no loops are written for, libtorch attends.
 
 use crate::{attention::AttentionOptions, error::Result, layout::Segment};
+use std::ops::Range;
 use tch::Tensor;
+
+pub(crate) struct Prompt<'a> {
+    pub(crate) tokens: Range<usize>,
+    pub(crate) rows: &'a [Range<usize>],
+}
+
+pub(crate) fn over_cache(_: &[Prompt], _: [&Tensor; 3], _: AttentionOptions) -> bool {
+    false
+}
 
 pub(crate) fn takes(_: i64) -> bool {
     false

@@ -10,8 +10,8 @@ use std::ops::Range;
 pub(super) struct Forward {
     pub(super) inputs: Inputs,
     pub(super) output: Heads,
-    /// `[heads, tokens, 1]`
-    pub(super) lse: Heads,
+    /// `[heads, tokens, 1]`, where backward will want it.
+    pub(super) lse: Option<Heads>,
 }
 
 /// Of each query of a block: the largest of its scores so far, and the sum of the others' exponentials relative to it.
@@ -26,31 +26,56 @@ impl Forward {
     /// the copy of a head and a block of scores.
     #[inline(always)]
     pub(super) unsafe fn run<V: Vector>(&self, task: &Task, scratch: &mut [f32]) {
-        let (keys, scores) = scratch.split_at_mut(self.inputs.copy_size(task.tokens.len()));
-        // SAFETY: as the caller says.
+        let tokens = task.tokens.clone();
+        let (keys, scores) = scratch.split_at_mut(self.inputs.copy_size(tokens.len()));
+        // SAFETY: as the caller says; the values are those of the task's tokens.
         unsafe {
-            copy(&self.inputs.k, task, task.kv_head, self.inputs.scale, keys);
-            for head in task.heads.clone() {
-                for queries in task.queries() {
-                    self.queries::<V>(task, head, queries, keys, &mut scores[..QUERIES * KEYS]);
+            copy::<V>(&self.inputs.k, tokens.clone(), task.kv_head, self.inputs.scale, keys);
+            let values = (self.inputs.v.at(tokens.start, task.kv_head), self.inputs.v.token_stride);
+            self.over::<V>(task, 0, keys, values, scores);
+        }
+    }
+
+    /// The attention of the task's tokens, which follow `past` others, over the copied keys and the values of all of them.
+    ///
+    /// # Safety
+    /// As [`Forward::run`]; `keys` is the copy of the keys of `past` and the task's tokens, `values` the first of as many heads of values
+    /// and what lies between two, and scratch has room for a block of scores.
+    #[inline(always)]
+    pub(super) unsafe fn over<V: Vector>(
+        &self,
+        task: &Task,
+        past: usize,
+        keys: &[f32],
+        values: (*mut f32, usize),
+        scratch: &mut [f32],
+    ) {
+        for head in task.heads.clone() {
+            for queries in task.queries() {
+                let queries = past + queries.start..past + queries.end;
+                let token = task.tokens.start + queries.start - past;
+                // SAFETY: as the caller says.
+                unsafe {
+                    self.queries::<V>([token, head], queries, keys, values, &mut scratch[..QUERIES * KEYS]);
                 }
             }
         }
     }
 
+    /// The attention of the queries at some positions of their sequence; `token` is the row of the first.
+    ///
     /// # Safety
-    /// As [`Forward::run`].
+    /// As [`Forward::over`].
     #[inline(always)]
     unsafe fn queries<V: Vector>(
         &self,
-        task: &Task,
-        head: usize,
+        [token, head]: [usize; 2],
         queries: Range<usize>,
         keys: &[f32],
+        values: (*mut f32, usize),
         scores: &mut [f32],
     ) {
         let Inputs { q, window, .. } = self.inputs;
-        let token = task.tokens.start + queries.start;
         let mut state = State { largest: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES] };
         for (index, block) in Block::all(queries.clone(), window).enumerate() {
             // SAFETY: the block's queries and keys are tokens of the task.
@@ -64,14 +89,16 @@ impl Forward {
                         scale(self.output.row(token + row, head), correction);
                     }
                 }
-                self.add::<V>(task, head, &block, scores, index > 0);
+                self.add::<V>([token, head], &block, values, scores, index > 0);
             }
         }
         for row in 0..queries.len() {
             // SAFETY: a query of the task.
             unsafe {
                 scale(self.output.row(token + row, head), 1.0 / state.sum[row]);
-                *self.lse.at(head, token + row) = state.largest[row] + state.sum[row].ln();
+                if let Some(lse) = self.lse {
+                    *lse.at(head, token + row) = state.largest[row] + state.sum[row].ln();
+                }
             }
         }
     }
@@ -79,23 +106,28 @@ impl Forward {
     /// The weighted sum of the block's values into the rows of its queries, or added to them.
     ///
     /// # Safety
-    /// As [`Forward::run`], for queries and keys of the block.
+    /// As [`Forward::over`], for queries and keys of the block.
     #[inline(always)]
-    unsafe fn add<V: Vector>(&self, task: &Task, head: usize, block: &Block, weights: &[f32], add: bool) {
-        let v = &self.inputs.v;
-        let token = task.tokens.start + block.queries.start;
+    unsafe fn add<V: Vector>(
+        &self,
+        [token, head]: [usize; 2],
+        block: &Block,
+        (values, stride): (*mut f32, usize),
+        weights: &[f32],
+        add: bool,
+    ) {
         for row in (0..block.queries.len()).step_by(STEP) {
             // SAFETY: as the caller says; a head of values is a whole number of registers.
             unsafe {
                 multiply::<V>(&Rows {
                     rows: (block.queries.len() - row).min(STEP),
-                    columns: v.head_dim,
+                    columns: self.output.head_dim,
                     depth: block.depth(row),
                     left: weights.as_ptr().add(row * KEYS),
                     left_row_stride: KEYS,
                     left_depth_stride: 1,
-                    panel: v.at(task.tokens.start + block.keys.start, task.kv_head),
-                    panel_stride: v.token_stride,
+                    panel: values.add(block.keys.start * stride),
+                    panel_stride: stride,
                     target: self.output.at(token + row, head),
                     target_row_stride: self.output.token_stride,
                     add,

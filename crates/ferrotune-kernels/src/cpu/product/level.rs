@@ -1,7 +1,7 @@
 //! A product cut into tasks, each computed with the best instructions that the machine has.
 
 use super::tile::{self, CompactRows, DenseRows, GROUP, RightRows};
-use super::{Compact, FEW_ROWS, Rows, Target, Term, compact, in_parallel, panel};
+use super::{Compact, FEW_ROWS, Rows, Target, Term, compact, in_parallel, panel, vector::Vector};
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
@@ -193,13 +193,13 @@ unsafe fn few_avx2(block: &Few, right: impl RightRows) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn panel_avx512(target: Target, terms: &[Term], rows: Range<usize>, first: usize, panel: &mut [f32]) {
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { fill_panel(target, terms, rows, first, panel, |block| one_panel_avx512(block)) };
+    unsafe { fill_panel::<__m512>(target, terms, rows, first, panel, |block| one_panel_avx512(block)) };
 }
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn panel_avx2(target: Target, terms: &[Term], rows: Range<usize>, first: usize, panel: &mut [f32]) {
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { fill_panel(target, terms, rows, first, panel, |block| rows_avx2(block)) };
+    unsafe { fill_panel::<__m256>(target, terms, rows, first, panel, |block| rows_avx2(block)) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
@@ -239,9 +239,9 @@ unsafe fn rows_avx2(block: &Rows) {
 }
 
 /// # Safety
-/// As [`Level::fill_panel`]; inlined into code with the instructions that `rows` of the tile wants.
+/// As [`Level::fill_panel`]; inlined into code with the instructions of `V`.
 #[inline(always)]
-unsafe fn fill_panel(
+unsafe fn fill_panel<V: Vector>(
     target: Target,
     terms: &[Term],
     rows: Range<usize>,
@@ -258,7 +258,7 @@ unsafe fn fill_panel(
             // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
             // the target; a panel of that depth fits the scratch.
             unsafe {
-                panel::pack(term, depth.clone(), first, panel);
+                panel::pack::<V>(term, depth.clone(), first, panel);
                 compute(&Rows {
                     rows: rows.len(),
                     columns,

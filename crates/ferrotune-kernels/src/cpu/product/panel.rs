@@ -1,6 +1,6 @@
 //! Columns of a right factor, copied into the order in which a tile reads them.
 
-use super::{Matrix, Term};
+use super::{Matrix, Term, vector::Vector};
 use std::cell::RefCell;
 
 /// Columns that a panel holds side by side.
@@ -47,9 +47,9 @@ pub(super) fn depth_blocks(depth: usize, most: usize) -> impl Iterator<Item = st
 /// that the term does not reach become zero.
 ///
 /// # Safety
-/// `depth` lies within the term's right factor.
+/// `depth` lies within the term's right factor; the machine has the instructions of `V`.
 #[inline(always)]
-pub(in crate::cpu) unsafe fn pack(
+pub(in crate::cpu) unsafe fn pack<V: Vector>(
     term: &Term,
     depth: std::ops::Range<usize>,
     first: usize,
@@ -71,7 +71,7 @@ pub(in crate::cpu) unsafe fn pack(
         if term.right.column_stride == 1 {
             copy_rows(&term.right, depth.start, from, width, place, rows);
         } else {
-            copy_columns(&term.right, depth.start, from, width, place, rows);
+            copy_columns::<V>(&term.right, depth.start, from, width, place, rows);
         }
     }
     if term.scale != 1.0 {
@@ -107,12 +107,12 @@ unsafe fn copy_rows(
     }
 }
 
-/// Columns of the factor lie dense, or nothing does: squares of 8 are turned.
+/// Columns of the factor lie dense, or nothing does: squares as wide as a register are turned.
 ///
 /// # Safety
-/// As [`copy_rows`].
+/// As [`copy_rows`]; the machine has the instructions of `V`.
 #[inline(always)]
-unsafe fn copy_columns(
+unsafe fn copy_columns<V: Vector>(
     right: &Matrix,
     first_row: usize,
     from: usize,
@@ -120,7 +120,6 @@ unsafe fn copy_columns(
     place: usize,
     rows: &mut [[f32; WIDTH]],
 ) {
-    const SIDE: usize = 8;
     let at = |row: usize, column: usize| {
         // SAFETY: called for numbers of the factor alone.
         unsafe {
@@ -130,19 +129,15 @@ unsafe fn copy_columns(
                 .add((first_row + row) * right.row_stride + (from + column) * right.column_stride)
         }
     };
+    let side = V::LANES;
     let (whole_rows, whole_columns) =
-        if right.row_stride == 1 { (rows.len() / SIDE * SIDE, width / SIDE * SIDE) } else { (0, 0) };
-    for row in (0..whole_rows).step_by(SIDE) {
-        for column in (0..whole_columns).step_by(SIDE) {
-            let mut square = [[0.0f32; SIDE]; SIDE];
-            for (offset, line) in square.iter_mut().enumerate() {
-                // SAFETY: eight rows of one column lie side by side, `row_stride` being 1.
-                *line = unsafe { at(row, column + offset).cast::<[f32; SIDE]>().read_unaligned() };
-            }
-            for (offset, target) in rows[row..row + SIDE].iter_mut().enumerate() {
-                let turned: [f32; SIDE] = std::array::from_fn(|index| square[index][offset]);
-                target[place + column..place + column + SIDE].copy_from_slice(&turned);
-            }
+        if right.row_stride == 1 { (rows.len() / side * side, width / side * side) } else { (0, 0) };
+    // Along the columns, which are read as streams.
+    for column in (0..whole_columns).step_by(side) {
+        for row in (0..whole_rows).step_by(side) {
+            let target = rows[row..row + side].as_flattened_mut()[place + column..].as_mut_ptr();
+            // SAFETY: numbers of a column lie side by side, `row_stride` being 1; the square is one of the factor and of the panel.
+            unsafe { V::turn(at(row, column), right.column_stride, target, WIDTH) };
         }
     }
     for (row, target) in rows.iter_mut().enumerate() {

@@ -33,6 +33,8 @@ pub(in crate::cpu) trait Vector: Copy {
     unsafe fn bytes(codes: *const i8, step: f32) -> Self;
     /// Numbers whose upper halves these are.
     unsafe fn halves(codes: *const u16) -> Self;
+    /// Writes a square of `LANES` rows of as many numbers with rows and columns exchanged; strides are those of the rows.
+    unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
 }
 
 // SAFETY, for the blocks below: each is one instruction or a few, under exactly the demands of the trait.
@@ -100,6 +102,42 @@ impl Vector for __m512 {
         unsafe {
             let codes = _mm512_cvtepu16_epi32(_mm256_loadu_si256(codes.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(codes))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let rows: [Self; 16] = std::array::from_fn(|row| _mm512_loadu_ps(from.add(row * from_stride)));
+            // Squares of 4, a row of them from four rows: first their pairs side by side, then their fours.
+            let mut fours = [_mm512_setzero_ps(); 16];
+            for place in (0..16).step_by(4) {
+                let pairs = [0, 2].map(|row| (rows[place + row], rows[place + row + 1]));
+                let [low, low_2] = pairs.map(|(a, b)| _mm512_castps_pd(_mm512_unpacklo_ps(a, b)));
+                let [high, high_2] = pairs.map(|(a, b)| _mm512_castps_pd(_mm512_unpackhi_ps(a, b)));
+                fours[place] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low_2));
+                fours[place + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low_2));
+                fours[place + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high_2));
+                fours[place + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high_2));
+            }
+            // Then the squares themselves: part `p` of register `4 q + i` is part `q` of row `4 p + i`.
+            for row in 0..4 {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|place| fours[place + row]);
+                let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even_2, odd_2) =
+                    (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                for (part, turned) in [
+                    _mm512_shuffle_f32x4::<0x88>(even, even_2),
+                    _mm512_shuffle_f32x4::<0x88>(odd, odd_2),
+                    _mm512_shuffle_f32x4::<0xdd>(even, even_2),
+                    _mm512_shuffle_f32x4::<0xdd>(odd, odd_2),
+                ]
+                .into_iter()
+                .enumerate()
+                {
+                    _mm512_storeu_ps(to.add((4 * part + row) * to_stride), turned);
+                }
+            }
         }
     }
 }
@@ -172,6 +210,27 @@ impl Vector for __m256 {
         unsafe {
             let codes = _mm256_cvtepu16_epi32(_mm_loadu_si128(codes.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(codes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let rows: [Self; 8] = std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_stride)));
+            let mut fours = [_mm256_setzero_ps(); 8];
+            for place in [0, 4] {
+                let pairs = [0, 2].map(|row| (rows[place + row], rows[place + row + 1]));
+                let [low, low_2] = pairs.map(|(a, b)| _mm256_castps_pd(_mm256_unpacklo_ps(a, b)));
+                let [high, high_2] = pairs.map(|(a, b)| _mm256_castps_pd(_mm256_unpackhi_ps(a, b)));
+                fours[place] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low_2));
+                fours[place + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low_2));
+                fours[place + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high_2));
+                fours[place + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high_2));
+            }
+            for row in 0..4 {
+                let (a, b) = (fours[row], fours[row + 4]);
+                _mm256_storeu_ps(to.add(row * to_stride), _mm256_permute2f128_ps::<0x20>(a, b));
+                _mm256_storeu_ps(to.add((row + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(a, b));
+            }
         }
     }
 }

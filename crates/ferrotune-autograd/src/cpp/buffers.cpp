@@ -26,6 +26,10 @@ namespace {
 constexpr size_t kLarge = 256 << 10;
 constexpr size_t kPage = 4096;
 
+// Free buffers of other sizes up to which a new one is mapped rather than one of them stretched or cut, which moves page tables and has
+// pages cleared that were cut off before.
+constexpr size_t kSpare = 32 << 20;
+
 // Sizes rise in steps of an eighth or less, so that batches of nearly one length use the same buffers. What is rounded up is address
 // space: pages that no tensor touches take no memory.
 size_t rounded(size_t bytes) {
@@ -52,10 +56,12 @@ struct Buffers final : c10::Allocator {
   // A buffer of `size` bytes, or null.
   void* take(size_t size) {
     std::lock_guard<std::mutex> lock(mutex);
+    const size_t largest = size + size / 2;
     auto place = free.lower_bound(size);
-    if (place == free.end() || place->first > size + size / 4) {
+    if (place == free.end() || place->first > largest) {
       // None of about this size: rather a smaller one stretched than a much larger one cut.
-      if (place != free.begin()) --place;
+      if (free_bytes < kSpare) place = free.end();
+      else if (place != free.begin()) --place;
     }
     void* data = nullptr;
     if (place != free.end()) {
@@ -63,7 +69,7 @@ struct Buffers final : c10::Allocator {
       free.erase(place);
       free_bytes -= found;
       data = address;
-      if (found < size || found > size + size / 4) {
+      if (found < size || found > largest) {
         data = mremap(address, found, size, MREMAP_MAYMOVE);
         if (data == MAP_FAILED) {
           munmap(address, found);

@@ -3,8 +3,9 @@
 // A training step frees and asks for the same few sizes again and again. The C library either returns such memory to the system, and
 // then the system must clear each page anew, or keeps it in one heap, where small tensors settle between large ones and leave holes
 // that the next large one does not fit. Here each large buffer is a mapping of its own. One that is free serves the next request of
-// about its size; where there is none, a free one of another size is stretched or cut by the system's page tables, without touching
-// its pages. So the memory of the process is what was in use at one time, and holes are impossible.
+// about its size; where there is none and enough lies free in other sizes, one of those is stretched or cut by the system's page
+// tables, without touching its pages. So the memory of the process is little more than what was in use at one time, and holes are
+// impossible.
 
 #include <c10/core/CPUAllocator.h>
 

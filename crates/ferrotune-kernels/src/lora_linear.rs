@@ -1,11 +1,12 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
-    cpu::{Matrix, narrow_products, product, products_beside},
+    cpu::{Matrix, narrow_products, products_beside},
     dropout::Dropout,
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
     frozen::{FrozenWeight, Update, flatten_rows, frozen_linear},
+    matmul::matmul,
     prologue::{OwnedPrologue, Prologue},
     random::Mode,
 };
@@ -186,7 +187,7 @@ impl GroupedLora {
         }
         if self.shares_input() {
             let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
-            let projected = multiply(&x.f_to_kind(kind)?, &Tensor::f_cat(&a, 0)?.f_tr()?)?;
+            let projected = matmul(&x.f_to_kind(kind)?, &Tensor::f_cat(&a, 0)?.f_tr()?)?;
             return self
                 .split(&projected)?
                 .into_iter()
@@ -197,7 +198,7 @@ impl GroupedLora {
         let mut projected = Vec::with_capacity(self.places.len());
         for (place, pair) in self.places.iter().zip(adapters.chunks(2)) {
             let input = Self::update_input(place, x, kind)?;
-            projected.push(multiply(&input, &pair[0].f_tr()?)?.f_mul_scalar_(place.scaling)?);
+            projected.push(matmul(&input, &pair[0].f_tr()?)?.f_mul_scalar_(place.scaling)?);
         }
         Ok(projected)
     }
@@ -235,7 +236,7 @@ impl GroupedLora {
         let mut grad_x = self.weight.input_gradient_with(grad, &plain)?;
         for ((place, projected), pair) in self.places.iter().zip(grad_projected).zip(adapters.chunks(2)) {
             if let Some(dropout) = &place.dropout {
-                let masked = dropout.apply(&multiply(projected, pair[0])?)?;
+                let masked = dropout.apply(&matmul(projected, pair[0])?)?;
                 let _ = grad_x.f_add_(&masked.f_to_kind(grad_x.kind())?)?;
             }
         }
@@ -291,7 +292,7 @@ impl Function for GroupedLora {
             let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
             let [through, grad_b] = output_gradients(&grad_y, pair[1], place.scaling, projected)?;
             let grad_a = match context.needs_input_grad(1 + results.len()) {
-                true => Some(multiply(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?),
+                true => Some(matmul(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?),
                 false => None,
             };
             results.extend([grad_a, Some(grad_b)]);
@@ -316,14 +317,6 @@ fn output_gradients(grad_y: &Tensor, b: &Tensor, scaling: f64, projected: &Tenso
     if let Some(both) = narrow_products(grad_y, b, scaling, projected)? {
         return Ok(both);
     }
-    let through = multiply(grad_y, b)?.f_mul_scalar_(scaling)?;
-    Ok([through, multiply(&grad_y.f_tr()?, projected)?])
-}
-
-/// `left right`.
-fn multiply(left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    match product(left, right)? {
-        Some(result) => Ok(result),
-        None => Ok(left.f_matmul(right)?),
-    }
+    let through = matmul(grad_y, b)?.f_mul_scalar_(scaling)?;
+    Ok([through, matmul(&grad_y.f_tr()?, projected)?])
 }

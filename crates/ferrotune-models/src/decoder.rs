@@ -110,6 +110,10 @@ impl CausalLm {
         &self.layers
     }
 
+    pub(crate) fn head(&self) -> &FrozenWeight {
+        &self.head
+    }
+
     /// Number of weights of the base model; a tied head counts once.
     pub fn parameter_count(&self) -> usize {
         let head = if self.head_is_embedding { 0 } else { self.embed_tokens.numel() };

@@ -26,3 +26,4 @@ pub use generate::{Generated, GenerationConfig, PASS_TOKENS, generate};
 pub use options::ForwardOptions;
 pub use size::ModelSize;
 pub use tch;
+pub use work::{ProductRates, ProductWork, UsualBatch};

@@ -1,13 +1,69 @@
 //! How much arithmetic a training step is, and how fast the machine does it: what a step takes beyond that is overhead.
 
 use crate::{decoder::CausalLm, error::Result, layer::Layer};
-use ferrotune_kernels::{FrozenWeight, SequenceLayout};
+use ferrotune_kernels::{FrozenWeight, SequenceLayout, matmul};
 use ferrotune_lora::LoraLinear;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 /// Time that a measurement of the rate takes at the least, where a single pass takes less.
-const MEASURED: Duration = Duration::from_millis(150);
+const MEASURED: Duration = Duration::from_millis(60);
+
+/// Arithmetic of a training step's matrix products, in floating-point operations, by what they belong to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProductWork {
+    /// The frozen layers, and what adapters add in the same pass: their `p B^T` and `q A`.
+    pub linear: f64,
+    /// The other products of adapters, of a few columns or rows: `x A^T`, and in backward those with the gradients.
+    pub adapters: f64,
+    /// Scores and weighted sums, forward and backward, for pairs that are seen.
+    pub attention: f64,
+    /// The head, for rows of targets.
+    pub head: f64,
+}
+
+impl ProductWork {
+    /// All of it.
+    pub fn total(&self) -> f64 {
+        self.linear + self.adapters + self.attention + self.head
+    }
+
+    /// Adds the work of another batch.
+    pub fn add(&mut self, other: &Self) {
+        self.linear += other.linear;
+        self.adapters += other.adapters;
+        self.attention += other.attention;
+        self.head += other.head;
+    }
+}
+
+/// At how many floating-point operations a second this machine does each kind of product, with nothing between them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProductRates(ProductWork);
+
+impl ProductRates {
+    /// What the work takes at these rates.
+    pub fn seconds(&self, work: &ProductWork) -> f64 {
+        let Self(rates) = self;
+        work.linear / rates.linear
+            + work.adapters / rates.adapters
+            + work.attention / rates.attention
+            + work.head / rates.head
+    }
+}
+
+/// The sizes of a usual batch of training.
+#[derive(Clone, Copy, Debug)]
+pub struct UsualBatch {
+    /// Tokens of all its sequences.
+    pub tokens: i64,
+    /// Tokens of a sequence.
+    pub length: i64,
+    /// Tokens that are learnt.
+    pub targets: i64,
+    /// Rank of the adapters.
+    pub rank: i64,
+}
 
 impl CausalLm {
     /// Floating-point operations of the matrix products of a training step: forward, and backward down to the lowest adapter.
@@ -15,37 +71,40 @@ impl CausalLm {
     /// With `T` tokens, `R` rows that reach the end of the last layer, and `out`, `in` of each linear layer, a frozen product and its
     /// input's gradient are `4 T out in`, an adapter's products `6 T r (out + in)`, the head `4 R vocab_size hidden_size`, and
     /// attention, forward and backward, `14 head_dim` for each head and each pair of a query and a key that it sees.
-    pub fn training_flops(&self, layout: &SequenceLayout, targets: usize) -> f64 {
+    pub fn training_work(&self, layout: &SequenceLayout, targets: usize) -> ProductWork {
         let config = self.config();
         let (tokens, targets) = (layout.total_tokens() as f64, targets as f64);
         let adapter = layout.segments().iter().find_map(|segment| segment.adapter);
         let layers = self.linears();
         let last = layers.len().saturating_sub(1);
-        let mut flops = 4.0 * targets * (config.vocab_size * config.hidden_size) as f64;
+        let head = 4.0 * targets * (config.vocab_size * config.hidden_size) as f64;
+        let mut work = ProductWork { head, ..ProductWork::default() };
         for (index, linears) in layers.iter().enumerate() {
             for (place, linear) in linears.iter().enumerate() {
                 // After the last attention only the rows of targets go on; the model's first product has no input to inform.
                 let rows = if index == last && place > 0 { targets } else { tokens };
                 let passes = if index == 0 && place == 0 { 2.0 } else { 4.0 };
                 let weight = linear.weight();
-                flops += passes * rows * (weight.out_features() * weight.in_features()) as f64;
+                work.linear += passes * rows * (weight.out_features() * weight.in_features()) as f64;
                 for module in linear.modules() {
                     let Some(update) = adapter.and_then(|index| linear.adapter(&module.path, index)) else {
                         continue;
                     };
                     let rank = update.a.size().first().copied().unwrap_or(0);
-                    flops += 6.0 * rows * (rank * (module.out_features + module.in_features)) as f64;
+                    let of_each = 2.0 * rows * (rank * (module.out_features + module.in_features)) as f64;
+                    work.linear += of_each;
+                    work.adapters += 2.0 * of_each;
                 }
             }
             let window = config.sliding_window.unwrap_or(i64::MAX);
             let pairs: i64 = layout.segments().iter().map(|segment| pairs_seen(segment.len(), window)).sum();
-            flops += 14.0 * (config.num_attention_heads * config.head_dim * pairs) as f64;
+            work.attention += 14.0 * (config.num_attention_heads * config.head_dim * pairs) as f64;
         }
-        flops
+        work
     }
 
     /// Floating-point operations a second at which this machine does the products of a layer in `kind`, forward and backward, with
-    /// nothing between them: the limit that a training step on `tokens` rows at a time works against. `None` without a layer.
+    /// nothing between them. `None` without a layer.
     ///
     /// The best of some passes over one layer, which together take a fraction of a second unless one alone takes longer.
     ///
@@ -53,36 +112,118 @@ impl CausalLm {
     /// [`Error::Torch`](crate::Error::Torch) or [`Error::Kernel`](crate::Error::Kernel) if libtorch fails, out of memory included.
     pub fn product_rate(&self, tokens: i64, kind: Kind) -> Result<Option<f64>> {
         let _no_grad = tch::no_grad_guard();
-        let Some(linears) = self.linears().into_iter().next() else { return Ok(None) };
-        let options = (Kind::Float, self.device());
-        let factors: Vec<(FrozenWeight, [Tensor; 2])> = linears
+        let tokens = tokens.max(1);
+        let weights = self.first_layer(kind)?;
+        let factors: Vec<(&FrozenWeight, [Tensor; 2])> = weights
             .iter()
-            .map(|linear| {
-                let weight = linear.weight().in_kind(kind)?;
-                let noise = |width| Tensor::f_rand([tokens.max(1), width], options)?.f_to_kind(kind);
-                let factors = [noise(weight.in_features())?, noise(weight.out_features())?];
-                Ok((weight, factors))
+            .map(|weight| {
+                Ok((
+                    weight,
+                    [
+                        self.noise(tokens, weight.in_features(), kind)?,
+                        self.noise(tokens, weight.out_features(), kind)?,
+                    ],
+                ))
             })
             .collect::<Result<_>>()?;
-        let flops: i64 = (factors.iter())
-            .map(|(weight, _)| 4 * tokens.max(1) * weight.out_features() * weight.in_features())
-            .sum();
-        let (begun, mut best) = (Instant::now(), Duration::MAX);
-        while best == Duration::MAX || begun.elapsed() < MEASURED {
-            let start = Instant::now();
+        let flops: i64 =
+            weights.iter().map(|weight| 4 * tokens * weight.out_features() * weight.in_features()).sum();
+        let rate = best_rate(flops, || {
             for (weight, [x, grad]) in &factors {
                 let _y = weight.forward_product(x)?;
                 let _grad_x = weight.input_gradient(grad)?;
             }
-            best = best.min(start.elapsed());
+            Ok(())
+        })?;
+        Ok((!weights.is_empty()).then_some(rate))
+    }
+
+    /// The same for each kind of product of a training step on batches like this one: the limit that the step works against.
+    ///
+    /// # Errors
+    /// As [`CausalLm::product_rate`].
+    pub fn product_rates(
+        &self,
+        UsualBatch { tokens, length, targets, rank }: UsualBatch,
+        kind: Kind,
+    ) -> Result<Option<ProductRates>> {
+        let Some(linear) = self.product_rate(tokens, kind)? else { return Ok(None) };
+        let _no_grad = tch::no_grad_guard();
+        let [tokens, length, targets, rank] = [tokens, length, targets, rank].map(|size| size.max(1));
+        let (config, weights) = (self.config(), self.first_layer(kind)?);
+
+        let mut of_adapters = Vec::with_capacity(weights.len());
+        let mut flops = 0;
+        for weight in &weights {
+            let (inputs, outputs) = (weight.in_features(), weight.out_features());
+            let of = |rows, columns| self.noise(rows, columns, kind);
+            // `x A^T` and `q^T x`; `g B` and `g^T p`.
+            of_adapters
+                .push([(of(tokens, inputs)?, of(rank, inputs)?), (of(tokens, outputs)?, of(rank, outputs)?)]);
+            flops += 4 * tokens * rank * (inputs + outputs);
         }
-        Ok(Some(flops as f64 / best.as_secs_f64()))
+        let narrow = self.noise(tokens, rank, kind)?;
+        let adapters = best_rate(flops, || {
+            for (large, small) in of_adapters.iter().flatten() {
+                let _projected = matmul(large, &small.f_tr()?)?;
+                let _gradient = matmul(&narrow.f_tr()?, large)?;
+            }
+            Ok(())
+        })?;
+
+        // All heads of a sequence below each other. Attention is formed in f32.
+        let (rows, head_dim) = (config.num_attention_heads * length, config.head_dim);
+        let [queries, keys, scores] = [(rows, head_dim), (length, head_dim), (rows, length)]
+            .map(|(rows, columns)| self.noise(rows, columns, Kind::Float));
+        let (queries, keys, scores) = (queries?, keys?, scores?);
+        let attention = best_rate(4 * rows * head_dim * length, || {
+            let _scores = matmul(&queries, &keys.f_tr()?)?;
+            let _sums = matmul(&scores, &keys)?;
+            Ok(())
+        })?;
+
+        let weight = self.head().in_kind(kind)?;
+        let (hidden, grad) = (
+            self.noise(targets, weight.in_features(), kind)?,
+            self.noise(targets, weight.out_features(), kind)?,
+        );
+        let head = best_rate(4 * targets * weight.out_features() * weight.in_features(), || {
+            let _logits = weight.forward_product(&hidden)?;
+            let _grad_hidden = weight.input_gradient(&grad)?;
+            Ok(())
+        })?;
+        Ok(Some(ProductRates(ProductWork { linear, adapters, attention, head })))
+    }
+
+    /// The weights of the first layer.
+    fn first_layer(&self, kind: Kind) -> Result<Vec<FrozenWeight>> {
+        let linears = self.linears().into_iter().next();
+        Ok(linears
+            .into_iter()
+            .flatten()
+            .map(|linear| linear.weight().in_kind(kind))
+            .collect::<std::result::Result<_, _>>()?)
+    }
+
+    fn noise(&self, rows: i64, columns: i64, kind: Kind) -> Result<Tensor> {
+        Ok(Tensor::f_rand([rows, columns], (Kind::Float, self.device()))?.f_to_kind(kind)?)
     }
 
     /// The linear layers, in the order in which they are computed.
     fn linears(&self) -> Vec<[&LoraLinear; 4]> {
         self.layers().iter().map(Layer::linears).collect()
     }
+}
+
+/// Operations a second in the best of some runs.
+fn best_rate(flops: i64, run: impl Fn() -> Result<()>) -> Result<f64> {
+    let (begun, mut best) = (Instant::now(), Duration::MAX);
+    while best == Duration::MAX || begun.elapsed() < MEASURED {
+        let start = Instant::now();
+        run()?;
+        best = best.min(start.elapsed());
+    }
+    Ok(flops as f64 / best.as_secs_f64().max(f64::MIN_POSITIVE))
 }
 
 /// Pairs of a query and a key that causal attention of `length` tokens looks at.

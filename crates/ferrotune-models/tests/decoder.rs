@@ -5,7 +5,7 @@ mod common;
 
 use common::{Expected, fixture, relative};
 use ferrotune_kernels::{Mode, RandomKey, SequenceLayout};
-use ferrotune_models::{CausalLm, ForwardOptions, GenerationConfig, generate};
+use ferrotune_models::{CausalLm, ForwardOptions, GenerationConfig, ProductWork, UsualBatch, generate};
 use tch::{Device, Kind};
 
 const CASES: [&str; 5] = [
@@ -36,8 +36,27 @@ fn the_arithmetic_of_a_training_step_is_that_of_its_products() {
     expected += 14 * layers * q * (15 + 6);
     expected += 4 * r * shape.vocab_size * hidden;
     let layout = SequenceLayout::from_cu_seqlens(&[0, 5, 8]).unwrap();
-    assert_eq!(model.training_flops(&layout, 2), expected as f64);
+    let work = model.training_work(&layout, 2);
+    assert_eq!(work.total(), expected as f64);
+    assert_eq!(work.adapters, (4 * layers * t * 3 * (q + hidden + kv + hidden)) as f64);
+    assert_eq!(work.attention, (14 * layers * q * (15 + 6)) as f64);
+    assert_eq!(work.head, (4 * r * shape.vocab_size * hidden) as f64);
+    let mut twice = work;
+    twice.add(&work);
     assert!(model.product_rate(4, Kind::Float).unwrap().unwrap() > 0.0);
+    let batch = UsualBatch { tokens: 8, length: 4, targets: 2, rank: 3 };
+    let rates = model.product_rates(batch, Kind::Float).unwrap().unwrap();
+    let seconds = rates.seconds(&work);
+    assert!(seconds > 0.0 && seconds.is_finite());
+    assert!((rates.seconds(&twice) / seconds - 2.0).abs() < 1e-9);
+    // Each kind counts.
+    for kind in [0, 1, 2, 3] {
+        let ProductWork { linear, adapters, attention, head } = work;
+        let mut parts = [linear, adapters, attention, head];
+        parts[kind] = 0.0;
+        let [linear, adapters, attention, head] = parts;
+        assert!(rates.seconds(&ProductWork { linear, adapters, attention, head }) < seconds, "{kind}");
+    }
 }
 
 fn load(case: &str) -> CausalLm {

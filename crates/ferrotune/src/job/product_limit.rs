@@ -1,6 +1,6 @@
 //! The share of the machine's limit for matrix products that training reaches.
 
-use ferrotune_models::CausalLm;
+use ferrotune_models::{CausalLm, ProductRates, ProductWork, UsualBatch};
 use ferrotune_precision::ComputeDtype;
 use tch::Device;
 
@@ -35,53 +35,52 @@ fn comparison(compute: ComputeDtype, tokens: i64, full: f64, half: f64) -> Strin
     )
 }
 
-/// What the steps' products would take at the rate of this machine, with nothing between them.
+/// What the steps' products would take alone, back to back, at the rates of this machine.
 ///
-/// The rate is measured after the first step, which would otherwise wait for it.
+/// The rates are measured after the first step, which would otherwise wait for it.
 pub(super) struct ProductLimit<'a> {
-    /// Until it is measured; none where it is not.
+    /// Until they are measured; none where they are not.
     model: Option<&'a CausalLm>,
     compute: ComputeDtype,
-    /// Rows of the products that are measured.
-    tokens: i64,
-    /// Floating-point operations a second.
-    rate: Option<f64>,
-    flops: f64,
+    /// Sizes of the products that are measured.
+    batch: UsualBatch,
+    rates: Option<ProductRates>,
+    work: ProductWork,
     seconds: f64,
 }
 
 impl<'a> ProductLimit<'a> {
-    /// A limit of products in `compute` with `tokens` rows; unknown on other devices than the CPU.
-    pub(super) fn new(model: &'a CausalLm, compute: ComputeDtype, tokens: i64) -> Self {
+    /// A limit of products in `compute` for batches like this one; unknown on other devices than the CPU.
+    pub(super) fn new(model: &'a CausalLm, compute: ComputeDtype, batch: UsualBatch) -> Self {
         let model = (model.device() == Device::Cpu).then_some(model);
-        Self { model, compute, tokens, rate: None, flops: 0.0, seconds: 0.0 }
+        Self { model, compute, batch, rates: None, work: ProductWork::default(), seconds: 0.0 }
     }
 
-    /// Counts a step of `seconds`; its share if the rate is known.
-    pub(super) fn count(&mut self, flops: f64, seconds: f64) -> Option<f64> {
-        self.flops += flops;
+    /// Counts a step of `seconds`; its share if the rates are known.
+    pub(super) fn count(&mut self, work: &ProductWork, seconds: f64) -> Option<f64> {
+        self.work.add(work);
         self.seconds += seconds;
-        self.share_of(flops, seconds)
+        self.share_of(work, seconds)
     }
 
     /// The share of all steps together.
     pub(super) fn share_of_all(&self) -> Option<f64> {
-        self.share_of(self.flops, self.seconds)
+        self.share_of(&self.work, self.seconds)
     }
 
-    /// Measures the rate, once.
+    /// Measures the rates, once.
     ///
     /// # Errors
-    /// As [`CausalLm::product_rate`].
+    /// As [`CausalLm::product_rates`].
     pub(super) fn measure(&mut self) -> Result<(), ferrotune_models::Error> {
         if let Some(model) = self.model.take() {
-            self.rate = model.product_rate(self.tokens, self.compute.kind())?;
+            self.rates = model.product_rates(self.batch, self.compute.kind())?;
         }
         Ok(())
     }
 
-    fn share_of(&self, flops: f64, seconds: f64) -> Option<f64> {
-        Some(flops / self.rate? / seconds.max(f64::MIN_POSITIVE))
+    fn share_of(&self, work: &ProductWork, seconds: f64) -> Option<f64> {
+        Some(self.rates?.seconds(work) / seconds.max(f64::MIN_POSITIVE))
     }
 }
 

@@ -271,15 +271,15 @@ impl<'a> Opened<'a> {
         let (outcome, gemm_share) = {
             let task =
                 CausalLmTask::new(model, &adapter).with_forward_arguments(arguments.forward_arguments())?;
-            // The rate depends little on the number of rows; that of a usual micro-batch is as good as each batch's own.
-            let tokens = train_set.mean_tokens(plan.per_device_train_batch_size);
-            if let Some(note) = product_limit::cost_of(model, task.compute(), tokens)? {
+            // Rates depend little on the number of rows; those of a usual micro-batch are as good as each batch's own.
+            let batch = train_set.usual_batch(plan.per_device_train_batch_size, adapter.config().rank);
+            if let Some(note) = product_limit::cost_of(model, task.compute(), batch.tokens)? {
                 observer.note(&note);
             }
             let shared = Mutex::new(Training {
                 observer: &mut *observer,
                 task: &task,
-                limit: ProductLimit::new(model, task.compute(), tokens),
+                limit: ProductLimit::new(model, task.compute(), batch),
                 plan,
                 saver: &saver,
                 told_memory: false,

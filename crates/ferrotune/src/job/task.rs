@@ -4,7 +4,7 @@ use crate::Result;
 use ferrotune_data::{PackedBatch, Source, Tokenized, epoch_order};
 use ferrotune_kernels::{Mode, SequenceLayout};
 use ferrotune_lora::Adapter;
-use ferrotune_models::{CausalLm, ForwardOptions, PackedInputs};
+use ferrotune_models::{CausalLm, ForwardOptions, PackedInputs, ProductWork, UsualBatch};
 use ferrotune_precision::{ComputeDtype, DtypePolicy};
 use ferrotune_trainer::{Dataset, ForwardArguments, TrainableModel};
 use std::{cell::Cell, sync::Arc};
@@ -23,11 +23,19 @@ impl PackedDataset {
         Self { rows: rows.into(), seed }
     }
 
-    /// Tokens of a usual batch of `batch_size` rows.
-    pub(super) fn mean_tokens(&self, batch_size: usize) -> i64 {
+    /// A usual batch of `batch_size` rows, for adapters of `rank`.
+    pub(super) fn usual_batch(&self, batch_size: usize, rank: usize) -> UsualBatch {
+        let mean =
+            |total: usize, count: usize| i64::try_from(total / count.max(1)).unwrap_or(i64::MAX).max(1);
         let tokens: usize = self.rows.iter().map(|row| row.input_ids.len()).sum();
-        let batches = self.rows.len().div_ceil(batch_size.max(1)).max(1);
-        i64::try_from(tokens / batches).unwrap_or(i64::MAX).max(1)
+        let targets: usize = self.rows.iter().map(Tokenized::target_tokens).sum();
+        let batches = self.rows.len().div_ceil(batch_size.max(1));
+        UsualBatch {
+            tokens: mean(tokens, batches),
+            length: mean(tokens, self.rows.len()),
+            targets: mean(targets, batches),
+            rank: mean(rank, 1),
+        }
     }
 
     /// The rows, in the order of their file.
@@ -76,13 +84,13 @@ pub struct CausalLmTask<'a> {
     model: &'a CausalLm,
     adapter: &'a Adapter,
     options: ForwardOptions,
-    flops: Cell<f64>,
+    work: Cell<ProductWork>,
 }
 
 impl<'a> CausalLmTask<'a> {
     /// Trains `adapter`, which is part of `model`.
     pub fn new(model: &'a CausalLm, adapter: &'a Adapter) -> Self {
-        Self { model, adapter, options: ForwardOptions::default(), flops: Cell::new(0.0) }
+        Self { model, adapter, options: ForwardOptions::default(), work: Cell::default() }
     }
 
     /// Computed as the arguments ask for.
@@ -104,9 +112,9 @@ impl<'a> CausalLmTask<'a> {
         self.options.policy.compute()
     }
 
-    /// Floating-point operations of the training batches since this was last asked.
-    pub(super) fn take_flops(&self) -> f64 {
-        self.flops.take()
+    /// The matrix products of the training batches since this was last asked.
+    pub(super) fn take_work(&self) -> ProductWork {
+        self.work.take()
     }
 }
 
@@ -125,8 +133,9 @@ impl TrainableModel for CausalLmTask<'_> {
     fn loss(&self, batch: &PackedBatch, mode: Mode) -> Result<Tensor> {
         let inputs = packed_inputs(batch, Some(self.adapter.index()))?;
         if let Mode::Train(_) = mode {
-            let flops = self.model.training_flops(&inputs.layout, inputs.target_ids.len());
-            self.flops.set(self.flops.get() + flops);
+            let mut work = self.work.get();
+            work.add(&self.model.training_work(&inputs.layout, inputs.target_ids.len()));
+            self.work.set(work);
         }
         Ok(self.model.target_losses(&inputs, mode, self.options)?.f_sum(Kind::Float)?)
     }

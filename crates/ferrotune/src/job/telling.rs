@@ -26,8 +26,8 @@ pub(super) struct Tell<'a, 'b>(pub &'a Mutex<Training<'b>>);
 impl Callback for Tell<'_, '_> {
     fn on_step_end(&mut self, record: &StepRecord) -> Result<(), BoxError> {
         let mut training = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let flops = training.task.take_flops();
-        let gemm_share = training.limit.count(flops, record.seconds);
+        let work = training.task.take_work();
+        let gemm_share = training.limit.count(&work, record.seconds);
         let Training { observer, limit, plan, saver, told_memory, .. } = &mut *training;
         observer.step(&Step {
             step: record.global_step,

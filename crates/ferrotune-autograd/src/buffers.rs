@@ -10,7 +10,7 @@ static REUSED: AtomicBool = AtomicBool::new(false);
 ///
 /// A training step asks for the same sizes again and again. Returned to the system, their pages would be cleared each time; kept in the
 /// C library's heap, small tensors would settle between them and leave holes. With this, the memory of a process is what its tensors
-/// need at one time, and some 32 MiB: a free buffer serves the next tensor of about its size, and where more than that lies free in other
+/// need at one time, and a little more: a free buffer of up to half more than its size serves the next tensor, and where more than 32 MiB lie free in other
 /// sizes, one of these is stretched or cut by the system's page tables. Numbers do not change by it.
 ///
 /// Call it before the first large tensor, from a program rather than a library: it is for the process to decide.

@@ -30,6 +30,11 @@ fn buffers_are_used_again_stretched_cut_and_given_back() {
     assert_eq!(again.data_ptr(), address);
     assert!(kept_buffer_bytes() == 0 && holds(&again, 2));
     drop(again);
+    // a third smaller: it still, whole
+    let again = tensor(28 << 20, 6);
+    assert!(again.data_ptr() == address && kept_buffer_bytes() == 0 && holds(&again, 6));
+    drop(again);
+    assert_eq!(kept_buffer_bytes(), 40 << 20);
     // twice as large, and then a quarter of that: the buffer stretched, and cut
     let larger = tensor(80 << 20, 3);
     assert!(kept_buffer_bytes() == 0 && holds(&larger, 3));

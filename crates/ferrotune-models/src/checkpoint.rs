@@ -118,7 +118,7 @@ impl Checkpoint {
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
         let (entry, stored) = self.find(name, shape)?;
-        if (stored, kind) == (Kind::Float, Kind::Float) {
+        if is_read_in_place(stored, kind) {
             return filled_tensor(shape, |bytes| entry.read_numbers(name, bytes));
         }
         let mut bytes = vec![0; entry.bytes];
@@ -137,14 +137,14 @@ impl Checkpoint {
     pub(crate) fn stacked(&self, parts: &[(String, i64)], columns: i64, kind: Kind) -> Result<Tensor> {
         let found = parts.iter().map(|(name, rows)| self.find(name, &[*rows, columns]));
         let found: Vec<(&Entry, Kind)> = found.collect::<Result<_>>()?;
-        if kind != Kind::Float || found.iter().any(|(_, stored)| *stored != Kind::Float) {
+        if !found.iter().all(|(_, stored)| is_read_in_place(*stored, kind)) {
             let parts = parts.iter().map(|(name, rows)| self.tensor(name, &[*rows, columns], kind));
             return Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?);
         }
         let rows: i64 = parts.iter().map(|(_, rows)| rows).sum();
         filled_tensor(&[rows, columns], |mut bytes| {
-            for ((entry, _), (name, _)) in found.iter().zip(parts) {
-                let (part, rest) = bytes.split_at_mut(entry.bytes);
+            for ((entry, _), (name, rows)) in found.iter().zip(parts) {
+                let (part, rest) = bytes.split_at_mut((rows * columns) as usize * size_of::<f32>());
                 entry.read_numbers(name, part)?;
                 bytes = rest;
             }
@@ -153,36 +153,58 @@ impl Checkpoint {
     }
 }
 
+/// Whether numbers of a file go into the tensor that keeps them one by one: those of f32 and bf16 into f32.
+fn is_read_in_place(stored: Kind, kind: Kind) -> bool {
+    kind == Kind::Float && matches!(stored, Kind::Float | Kind::BFloat16)
+}
+
 impl Entry {
-    /// Reads all of its numbers, which are f32, on libtorch's threads where they are many.
-    fn read_numbers(&self, name: &str, bytes: &mut [u8]) -> Result<()> {
+    /// Reads all of its numbers as f32, on libtorch's threads where they are many.
+    fn read_numbers(&self, name: &str, numbers: &mut [u8]) -> Result<()> {
         const PART: usize = 8 << 20;
-        let count = bytes.len().div_ceil(PART);
-        let parts = Mutex::new(bytes.chunks_mut(PART).enumerate());
-        let result = Mutex::new(Ok(()));
+        let count = numbers.len().div_ceil(PART);
+        let parts = Mutex::new(numbers.chunks_mut(PART).enumerate());
+        let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
         parallel_for(count, 1, |own| {
             for _ in own {
                 let Some((index, part)) = lock(&parts).next() else { return };
-                let read = self.read_part(name, self.start + (index * PART) as u64, part);
-                if read.is_err() {
-                    *lock(&result) = read;
+                if let Err(error) = self.read_part(name, index * PART / size_of::<f32>(), part) {
+                    // That of the first part, whichever thread was faster.
+                    let mut failed = lock(&failed);
+                    if failed.as_ref().is_none_or(|(first, _)| index < *first) {
+                        *failed = Some((index, error));
+                    }
+                    return;
                 }
             }
         });
-        result.into_inner().unwrap_or_else(PoisonError::into_inner)
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
     }
 
-    /// Reads numbers through a buffer that stays in a core's cache: into memory that nobody has touched yet the system reads slowly.
-    fn read_part(&self, name: &str, start: u64, bytes: &mut [u8]) -> Result<()> {
+    /// Reads the numbers from `first` on, through a buffer that stays in a core's cache: into memory that nobody has touched yet the
+    /// system reads slowly.
+    fn read_part(&self, name: &str, first: usize, numbers: &mut [u8]) -> Result<()> {
         const BUFFER: usize = 256 << 10;
-        let (mut file, mut buffer) = (self.open_at(start)?, vec![0; BUFFER.min(bytes.len())]);
-        for part in bytes.chunks_mut(BUFFER) {
-            let buffer = &mut buffer[..part.len()];
-            self.read(&mut file, buffer)?;
-            if !all_finite(buffer) {
+        let halves = self.dtype == Dtype::BF16;
+        let width = if halves { 2 } else { 4 };
+        let mut file = self.open_at(self.start + (first * width) as u64)?;
+        let mut buffer = vec![0; BUFFER.min(numbers.len() / 4 * width)];
+        for part in numbers.chunks_mut(BUFFER / width * 4) {
+            let stored = &mut buffer[..part.len() / 4 * width];
+            self.read(&mut file, stored)?;
+            let part = part.as_chunks_mut::<4>().0;
+            let are_finite = match halves {
+                true => write_finite(part, stored.as_chunks::<2>().0, |half| {
+                    u32::from(u16::from_le_bytes(half)) << 16
+                }),
+                false => write_finite(part, stored.as_chunks::<4>().0, u32::from_le_bytes),
+            };
+            if !are_finite {
                 return Err(self.not_finite(name));
             }
-            part.copy_from_slice(buffer);
         }
         Ok(())
     }
@@ -206,11 +228,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether there is neither NaN nor infinity among f32 numbers: their exponents are all ones.
-fn all_finite(bytes: &[u8]) -> bool {
+/// Writes numbers by their bits as f32; whether there is neither NaN nor infinity among them, whose exponents are all ones.
+fn write_finite<const N: usize>(
+    target: &mut [[u8; 4]],
+    stored: &[[u8; N]],
+    bits: impl Fn([u8; N]) -> u32,
+) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
-    let bits = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
-    bits.fold(0, |found, bits| found | u32::from(bits & EXPONENT == EXPONENT)) == 0
+    let mut found = 0;
+    for (target, stored) in target.iter_mut().zip(stored) {
+        let bits = bits(*stored);
+        found |= u32::from(bits & EXPONENT == EXPONENT);
+        *target = bits.to_ne_bytes();
+    }
+    found == 0
 }
 
 /// Whether there is neither NaN nor infinity. Either of them spoils the sum, which is far cheaper than a look at each number.
@@ -330,20 +361,56 @@ mod tests {
     #[test]
     fn a_large_tensor_is_read_in_parts_and_no_number_of_it_may_be_infinite() {
         let folder = tempfile::tempdir().unwrap();
-        let mut numbers = Vec::from_iter((0..2_300_001u32).map(|number| number as f32 * 0.37));
-        let read = |numbers: &[f32]| {
-            let bytes = Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes()));
-            let view = TensorView::new(Dtype::F32, vec![numbers.len(), 1], &bytes).unwrap();
+        let read = |dtype: Dtype, numbers: &[f32]| {
+            let bytes = match dtype {
+                Dtype::F32 => Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes())),
+                _ => Vec::from_iter(numbers.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes())),
+            };
+            let view = TensorView::new(dtype, vec![numbers.len(), 1], &bytes).unwrap();
             let file = folder.path().join("model.safetensors");
             fs::write(file, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
             Checkpoint::open(folder.path()).unwrap().tensor("w", &[numbers.len() as i64, 1], Kind::Float)
         };
-        assert_eq!(read(&numbers).unwrap().reshape([-1]), Tensor::from_slice(&numbers));
-        for place in [0, 70_000, 2_300_000] {
-            let finite = std::mem::replace(&mut numbers[place], f32::NEG_INFINITY);
-            assert!(matches!(read(&numbers), Err(Error::TensorNotFinite { .. })), "{place}");
-            numbers[place] = finite;
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            let mut numbers = Vec::from_iter((0..2_300_001u32).map(|number| (number % 251) as f32 * 0.5));
+            assert_eq!(read(dtype, &numbers).unwrap().reshape([-1]), Tensor::from_slice(&numbers));
+            for place in [0, 70_000, 2_300_000] {
+                let finite = std::mem::replace(&mut numbers[place], f32::NEG_INFINITY);
+                assert!(matches!(read(dtype, &numbers), Err(Error::TensorNotFinite { .. })), "{place}");
+                numbers[place] = finite;
+            }
         }
+    }
+
+    #[test]
+    fn matrices_are_stacked_in_order_whatever_their_kinds() {
+        let folder = tempfile::tempdir().unwrap();
+        let numbers = |first: u8| Vec::from_iter((first..first + 6).map(f32::from));
+        let full = |numbers: &[f32]| Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        let brain = Vec::from_iter(numbers(6).iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()));
+        let half = Vec::from_iter(numbers(12).iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()));
+        let mut spoiled = numbers(0);
+        spoiled[5] = f32::NAN;
+        let (first, spoiled) = (full(&numbers(0)), full(&spoiled));
+        let view = |dtype, data| TensorView::new(dtype, vec![2, 3], data).unwrap();
+        let tensors = [
+            ("a", view(Dtype::F32, &first)),
+            ("b", view(Dtype::BF16, &brain)),
+            ("c", view(Dtype::F16, &half)),
+            ("d", view(Dtype::F32, &spoiled)),
+        ];
+        let file = safetensors::serialize(tensors, None).unwrap();
+        fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let stacked = |names: &[&str]| {
+            let parts = Vec::from_iter(names.iter().map(|name| ((*name).to_owned(), 2)));
+            checkpoint.stacked(&parts, 3, Kind::Float)
+        };
+        let counted = |count: i64| Tensor::arange(count, (Kind::Float, tch::Device::Cpu)).reshape([-1, 3]);
+        assert_eq!(stacked(&["a", "b"]).unwrap(), counted(12));
+        assert_eq!(stacked(&["a", "b", "c"]).unwrap(), counted(18));
+        let error = stacked(&["a", "d"]).unwrap_err();
+        assert!(matches!(error, Error::TensorNotFinite { tensor, .. } if tensor == "d"));
     }
 
     #[test]

@@ -40,8 +40,8 @@ impl ModelSize {
         self.parameters.saturating_mul(kind.elt_size_in_bytes() as u64)
     }
 
-    /// Bytes that loading takes for a while besides the weights: the largest tensor as it is read and, on each thread, a tensor of a
-    /// layer and the parts of a stack beside it.
+    /// Bytes that loading takes for a while besides the weights, at the most: the largest tensor as it is read and, on each thread, a
+    /// tensor of a layer and the parts of a stack beside it. Weights in f32 and bf16 that are wanted in f32 take less.
     pub fn loading_bytes(&self, kind: Kind) -> u64 {
         let matrix = self.config.hidden_size as u64 * self.config.intermediate_size as u64;
         let threads = u64::try_from(tch::get_num_threads()).unwrap_or(1);

@@ -57,6 +57,7 @@ struct Buffers final : c10::Allocator {
   // A buffer of `size` bytes, or null.
   void* take(size_t size) {
     std::lock_guard<std::mutex> lock(mutex);
+    // Half more than is asked for: the batches of a run differ in length by about as much, and use the same buffers then.
     const size_t largest = size + size / 2;
     auto place = free.lower_bound(size);
     if (place == free.end() || place->first > largest) {

@@ -1,4 +1,4 @@
-//! Attention over cached rows in one pass: no mask, no padding, no copy of keys and values.
+//! Attention over cached rows in one pass, without a mask or padding: of single tokens where the rows lie, of many over a copy of theirs.
 
 use super::Sequence;
 use crate::{

@@ -290,12 +290,12 @@ mod tests {
 
     #[test]
     fn the_number_of_threads_changes_no_bit() {
-        let lengths = [(1, 150), (40, 0), (1, 90), (3, 20)];
+        let lengths = [(1, 150), (200, 30), (1, 90), (3, 20)];
         let (rows, capacity) = scattered(&lengths);
         let layout = SequenceLayout::continuing(&lengths).unwrap();
         let options = AttentionOptions { scale: 0.2, sliding_window: None };
         let attention = CachedAttention::new(&layout, &rows, options, Device::Cpu).unwrap();
-        let (q, cache) = (noise(1, &[45, 9, 64]), noise(2, &[capacity, 6, 64]));
+        let (q, cache) = (noise(1, &[205, 9, 64]), noise(2, &[capacity, 6, 64]));
         let of = |threads| {
             tch::set_num_threads(threads);
             fused::attend(&attention.sequences, &q, &cache, options).unwrap().unwrap()

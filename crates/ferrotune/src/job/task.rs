@@ -34,7 +34,7 @@ impl PackedDataset {
             tokens: mean(tokens, batches),
             length: mean(tokens, self.rows.len()),
             targets: mean(targets, batches),
-            rank: mean(rank, 1),
+            rank: i64::try_from(rank).unwrap_or(i64::MAX),
         }
     }
 

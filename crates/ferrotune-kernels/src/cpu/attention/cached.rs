@@ -1,10 +1,10 @@
 //! Attention of prompts over a cache of keys and values, by the loops of forward.
 
 use super::{
-    AttentionOptions, Heads, Inputs, KEYS, Level, QUERIES, Task, block::copy, forward::Forward, takes,
+    AttentionOptions, Heads, Inputs, KEYS, LONG, Level, QUERIES, Task, block::copy, forward::Forward, takes,
 };
 use crate::cpu::product::{in_parallel, level, panel::with_scratch, vector::Vector};
-use std::{arch::x86_64, ops::Range};
+use std::{arch::x86_64, ops::Range, ptr::NonNull};
 use tch::Tensor;
 
 /// New tokens of a sequence, and the rows of the cache that hold the keys and values of all its tokens.
@@ -17,30 +17,30 @@ pub(crate) struct Prompt<'a> {
 /// Writes the attention of the prompts into their rows of `output`; `false` where these tensors want other loops.
 ///
 /// `q` and `output` are `[tokens, heads, head_dim]`, `cache` `[rows, 2 * kv_heads, head_dim]`: the keys, then the values of a token.
-pub(crate) fn over_cache(
-    prompts: &[Prompt],
-    [q, cache, output]: [&Tensor; 3],
-    options: AttentionOptions,
-) -> bool {
-    let heads = [q, cache, output].map(Heads::of);
-    let (Some(level), [Some(q), Some(cache), Some(output)]) = (level(), heads) else { return false };
+pub(crate) fn over_cache(prompts: &[Prompt], tensors: [&Tensor; 3], options: AttentionOptions) -> bool {
+    level().is_some_and(|level| over_cache_at(level, prompts, tensors, options))
+}
+
+fn over_cache_at(level: Level, prompts: &[Prompt], tensors: [&Tensor; 3], options: AttentionOptions) -> bool {
+    let [Some(q), Some(cache), Some(output)] = tensors.map(Heads::of) else { return false };
     if !takes(q.head_dim as i64) {
         return false;
     }
     let window = options.sliding_window.map_or(usize::MAX, |window| usize::try_from(window).unwrap_or(1));
     let inputs = Inputs { q, k: cache, v: cache, scale: options.scale as f32, window };
     let job = OverCache { forward: Forward { inputs, output, lse: None }, prompts };
-    let kv_heads = cache.heads / 2;
+    let tasks = job.tasks();
     let longest = prompts.iter().map(Prompt::len).max().unwrap_or(0);
     let room = longest * q.head_dim + inputs.copy_size(longest) + QUERIES * KEYS;
     let pairs = prompts.iter().map(|prompt| prompt.tokens.len() * prompt.len()).sum::<usize>();
-    in_parallel(prompts.len() * kv_heads, pairs * q.heads * q.head_dim, |index| {
+    in_parallel(tasks.len(), pairs * q.heads * q.head_dim, |index| {
+        let (prompt, task) = &tasks[index];
         with_scratch(room, |scratch| {
-            // SAFETY: the level's instructions are there; each task writes a head of its own of the new tokens.
+            // SAFETY: the level's instructions are there; each task writes heads of its own of the new tokens.
             unsafe {
                 match level {
-                    Level::Avx512 => over_cache_avx512(&job, index, scratch),
-                    Level::Avx2 => over_cache_avx2(&job, index, scratch),
+                    Level::Avx512 => over_cache_avx512(&job, prompt, task, scratch),
+                    Level::Avx2 => over_cache_avx2(&job, prompt, task, scratch),
                 }
             }
         });
@@ -61,37 +61,49 @@ struct OverCache<'a> {
 }
 
 impl OverCache<'_> {
-    /// One head of keys of one prompt.
-    ///
+    /// The tasks, those with most to do first: a head of keys of a prompt, or of a long one a head of queries.
+    fn tasks(&self) -> Vec<(&Prompt<'_>, Task)> {
+        let Inputs { q, k: cache, .. } = self.forward.inputs;
+        let group = 2 * q.heads / cache.heads;
+        let mut tasks = Vec::new();
+        for prompt in self.prompts {
+            let together = if prompt.tokens.len() > LONG { 1 } else { group };
+            for first in (0..q.heads).step_by(together) {
+                let (kv_head, heads) = (first / group, first..first + together);
+                tasks.push((prompt, Task { tokens: prompt.tokens.clone(), kv_head, heads }));
+            }
+        }
+        tasks.sort_by_key(|(prompt, task)| {
+            std::cmp::Reverse(task.tokens.len() * prompt.len() * task.heads.len())
+        });
+        tasks
+    }
+
     /// # Safety
     /// The prompt's tokens and rows exist, and no other task writes its part of the result; the machine has the instructions of `V`;
     /// scratch has room for a head of all tokens twice, once in whole panels, and for a block of scores.
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, index: usize, scratch: &mut [f32]) {
+    unsafe fn run<V: Vector>(&self, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
         let Inputs { q, k: cache, scale, .. } = self.forward.inputs;
-        let kv_heads = cache.heads / 2;
-        let (prompt, kv_head) = (&self.prompts[index / kv_heads], index % kv_heads);
-        let group = q.heads / kv_heads;
-        let task =
-            Task { tokens: prompt.tokens.clone(), kv_head, heads: kv_head * group..(kv_head + 1) * group };
+        let (kv_heads, kv_head) = (cache.heads / 2, task.kv_head);
         let (gathered, rest) = scratch.split_at_mut(prompt.len() * q.head_dim);
         let (keys, scores) = rest.split_at_mut(self.forward.inputs.copy_size(prompt.len()));
         let past = prompt.len() - prompt.tokens.len();
         // SAFETY: as the caller says; rows of the cache are dense heads, and what is gathered lies side by side.
         unsafe {
             gather(&cache, prompt.rows, kv_head, gathered);
-            let Some(start) = std::ptr::NonNull::new(gathered.as_mut_ptr()) else { return };
+            let Some(start) = NonNull::new(gathered.as_mut_ptr()) else { return };
             let side_by_side = Heads {
                 start,
                 tokens: prompt.len(),
                 heads: 1,
                 token_stride: q.head_dim,
                 head_stride: 0,
-                ..cache
+                head_dim: q.head_dim,
             };
             copy::<V>(&side_by_side, 0..prompt.len(), 0, scale, keys);
             gather(&cache, prompt.rows, kv_heads + kv_head, gathered);
-            self.forward.over::<V>(&task, past, keys, (start.as_ptr(), q.head_dim), scores);
+            self.forward.over::<V>(task, past, keys, (gathered.as_mut_ptr(), q.head_dim), scores);
         }
     }
 }
@@ -104,19 +116,73 @@ impl OverCache<'_> {
 unsafe fn gather(cache: &Heads, rows: &[Range<usize>], head: usize, target: &mut [f32]) {
     let rows = rows.iter().cloned().flatten();
     for (target, row) in target.chunks_exact_mut(cache.head_dim).zip(rows) {
-        // SAFETY: as the caller says.
-        target.copy_from_slice(unsafe { cache.row(row, head) });
+        // SAFETY: as the caller says; the cache is only read, by other tasks as well.
+        target.copy_from_slice(unsafe { std::slice::from_raw_parts(cache.at(row, head), cache.head_dim) });
     }
 }
 
 // SAFETY, for both: as the function that they call; the instructions are enabled here.
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn over_cache_avx512(job: &OverCache, index: usize, scratch: &mut [f32]) {
-    unsafe { job.run::<x86_64::__m512>(index, scratch) };
+unsafe fn over_cache_avx512(job: &OverCache, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
+    unsafe { job.run::<x86_64::__m512>(prompt, task, scratch) };
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn over_cache_avx2(job: &OverCache, index: usize, scratch: &mut [f32]) {
-    unsafe { job.run::<x86_64::__m256>(index, scratch) };
+unsafe fn over_cache_avx2(job: &OverCache, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
+    unsafe { job.run::<x86_64::__m256>(prompt, task, scratch) };
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of ranges may have one")]
+mod tests {
+    use super::*;
+    use crate::cpu::{assert_close, noise};
+    use tch::{Device, Kind};
+
+    /// By a matrix of scores, in double precision.
+    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOptions) -> Tensor {
+        let group = q.size()[1] / k.size()[1];
+        let of_keys = |x: &Tensor| x.transpose(0, 1).repeat_interleave_self_int(group, 0, None);
+        let scores = q.transpose(0, 1).matmul(&of_keys(k).transpose(1, 2)) * options.scale;
+        let (new, all) = (q.size()[0], k.size()[0]);
+        let ones = Tensor::ones([new, all], (Kind::Bool, Device::Cpu));
+        let window = options.sliding_window.unwrap_or(all);
+        let hidden = ones.triu(all - new + 1).logical_or(&ones.tril(all - new - window));
+        scores
+            .masked_fill(&hidden, f64::NEG_INFINITY)
+            .softmax(-1, Kind::Double)
+            .matmul(&of_keys(v))
+            .transpose(0, 1)
+    }
+
+    #[test]
+    fn prompts_after_others_with_rows_anywhere_at_every_level() {
+        let (heads, kv_heads, head_dim) = (6, 2, 48);
+        // Rows of the tokens before and the new ones, in pieces; the second begins with rows of the first.
+        let rows: [&[Range<usize>]; 4] =
+            [&[100..140, 0..60], &[100..140, 600..601, 150..590], &[591..593], &[140..590, 20..170]];
+        // The last is long enough for a head of queries to be a task of its own.
+        let new = [0..70, 70..150, 150..152, 152..702];
+        for sliding_window in [None, Some(1), Some(33), Some(400)] {
+            let options = AttentionOptions { scale: 0.3, sliding_window };
+            let q = noise(1, &[702, heads, head_dim]) * 2.0;
+            let cache = noise(2, &[601, 2 * kv_heads, head_dim]) * 2.0;
+            let prompts: Vec<Prompt> =
+                new.iter().zip(rows).map(|(tokens, rows)| Prompt { tokens: tokens.clone(), rows }).collect();
+            for level in Level::available() {
+                let output = Tensor::full_like(&q, f64::NAN);
+                assert!(over_cache_at(level, &prompts, [&q, &cache, &output], options));
+                for (tokens, rows) in new.iter().zip(rows) {
+                    let of = |x: &Tensor| {
+                        x.narrow(0, tokens.start as i64, tokens.len() as i64).to_kind(Kind::Double)
+                    };
+                    let rows = Vec::from_iter(rows.iter().cloned().flatten().map(|row| row as i64));
+                    let cached = cache.index_select(0, &Tensor::from_slice(&rows)).to_kind(Kind::Double);
+                    let (k, v) = (cached.narrow(1, 0, kv_heads), cached.narrow(1, kv_heads, kv_heads));
+                    assert_close(&of(&output), &plain(&of(&q), &k, &v, options), 1e-6);
+                }
+            }
+        }
+    }
 }

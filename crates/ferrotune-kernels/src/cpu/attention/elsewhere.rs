@@ -4,6 +4,7 @@ use crate::{attention::AttentionOptions, error::Result, layout::Segment};
 use std::ops::Range;
 use tch::Tensor;
 
+#[allow(dead_code, reason = "read where there are loops")]
 pub(crate) struct Prompt<'a> {
     pub(crate) tokens: Range<usize>,
     pub(crate) rows: &'a [Range<usize>],

@@ -40,7 +40,7 @@ impl Forward {
     ///
     /// # Safety
     /// As [`Forward::run`]; `keys` is the copy of the keys of `past` and the task's tokens, `values` the first of as many heads of values
-    /// and what lies between two, and scratch has room for a block of scores.
+    /// and the stride from one to the next, and scratch has room for a block of scores.
     #[inline(always)]
     pub(super) unsafe fn over<V: Vector>(
         &self,
@@ -78,7 +78,7 @@ impl Forward {
         let Inputs { q, window, .. } = self.inputs;
         let mut state = State { largest: [f32::NEG_INFINITY; QUERIES], sum: [0.0; QUERIES] };
         for (index, block) in Block::all(queries.clone(), window).enumerate() {
-            // SAFETY: the block's queries and keys are tokens of the task.
+            // SAFETY: the block's queries are tokens of the task, and its keys these or some before.
             unsafe {
                 let left = q.at(token, head);
                 block.products::<V>(left, q.token_stride, keys.as_ptr(), q.head_dim, scores.as_mut_ptr());

@@ -1,7 +1,7 @@
 //! Columns of a right factor, copied into the order in which a tile reads them.
 
 use super::{Matrix, Term, vector::Vector};
-use std::cell::RefCell;
+use std::{arch::x86_64::__m256, cell::RefCell};
 
 /// Columns that a panel holds side by side.
 pub(in crate::cpu) const WIDTH: usize = 48;
@@ -129,15 +129,27 @@ unsafe fn copy_columns<V: Vector>(
                 .add((first_row + row) * right.row_stride + (from + column) * right.column_stride)
         }
     };
-    let side = V::LANES;
-    let (whole_rows, whole_columns) =
-        if right.row_stride == 1 { (rows.len() / side * side, width / side * side) } else { (0, 0) };
-    // Along the columns, which are read as streams.
-    for column in (0..whole_columns).step_by(side) {
-        for row in (0..whole_rows).step_by(side) {
-            let target = rows[row..row + side].as_flattened_mut()[place + column..].as_mut_ptr();
-            // SAFETY: numbers of a column lie side by side, `row_stride` being 1; the square is one of the factor and of the panel.
-            unsafe { V::turn(at(row, column), right.column_stride, target, WIDTH) };
+    let (mut whole_rows, mut whole_columns) = (0, 0);
+    if right.row_stride == 1 {
+        // Of 8 as well where a wider register is left rows of a depth, as that of an adapter of rank 8.
+        for side in [V::LANES, 8] {
+            let rest = whole_rows..whole_rows + (rows.len() - whole_rows) / side * side;
+            let columns = width / V::LANES * V::LANES;
+            // Along the columns, which are read as streams.
+            for column in (0..columns).step_by(side) {
+                for row in rest.clone().step_by(side) {
+                    let target = rows[row..row + side].as_flattened_mut()[place + column..].as_mut_ptr();
+                    // SAFETY: numbers of a column lie side by side, `row_stride` being 1; the square is one of the factor and of the
+                    // panel. Machines with wider registers have those of 8.
+                    unsafe {
+                        match side == V::LANES {
+                            true => V::turn(at(row, column), right.column_stride, target, WIDTH),
+                            false => __m256::turn(at(row, column), right.column_stride, target, WIDTH),
+                        }
+                    }
+                }
+            }
+            (whole_rows, whole_columns) = (rest.end, columns);
         }
     }
     for (row, target) in rows.iter_mut().enumerate() {

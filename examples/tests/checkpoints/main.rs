@@ -94,11 +94,12 @@ fn unbroken(settings: &[&str]) -> Unbroken {
     let start = Instant::now();
     run(&job, settings).succeeded();
     let time = start.elapsed();
-    // It ends early, and its result is that of an earlier step.
+    // Its result is that of an earlier step, and in f32 it ends early; in f16 the steps that are skipped depend on the processor.
     let last = *checkpoints(&job).last().unwrap();
     let state = job.json(&format!("out/checkpoint-{last}/trainer_state.json"));
     let best = state["best_global_step"].as_u64().unwrap() as usize;
-    assert!(last < 12 && best < last && best > 1, "the last step is {last}, the best one {best}");
+    let ends_early = last < 12 || settings == FP16;
+    assert!(ends_early && best < last && best > 1, "the last step is {last}, the best one {best}");
     Unbroken { adapter: adapter(&job), time }
 }
 

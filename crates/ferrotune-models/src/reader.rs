@@ -1,7 +1,7 @@
 //! Reads the tensors of a model.
 
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, lock},
     config::ModelConfig,
     error::{Error, Result},
     layer::Layer,
@@ -10,13 +10,9 @@ use ferrotune_autograd::parallel_for;
 use ferrotune_lora::LoraLinear;
 use std::{
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 use tch::{Device, Kind, Tensor};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Reads tensors and remembers which, to find those that nobody asked for.
 pub(crate) struct Reader<'a> {

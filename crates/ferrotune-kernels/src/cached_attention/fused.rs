@@ -32,8 +32,9 @@ pub(super) fn attend(
     let width = queries.width() / kv_heads;
     let head_dim = cached.width() / (2 * kv_heads);
     // Many tokens are worth a copy of the keys.
+    let copies = takes(head_dim as i64);
     let (prompts, sequences): (Vec<&Sequence>, Vec<&Sequence>) =
-        sequences.iter().partition(|sequence| sequence.tokens.len() > 1 && takes(head_dim as i64));
+        sequences.iter().partition(|sequence| sequence.tokens.len() > 1 && copies);
     let pairs: usize = sequences
         .iter()
         .map(|sequence| sequence.tokens.len() * (sequence.past + sequence.tokens.len()))

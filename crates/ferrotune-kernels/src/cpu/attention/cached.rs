@@ -1,7 +1,7 @@
 //! Attention of prompts over a cache of keys and values, by the loops of forward.
 
 use super::{
-    AttentionOptions, Heads, Inputs, KEYS, LONG, Level, QUERIES, Task, block::copy, forward::Forward, takes,
+    AttentionOptions, Heads, Inputs, KEYS, LONG, Level, QUERIES, Task, block::copy, forward::Forward,
 };
 use crate::cpu::product::{in_parallel, level, panel::with_scratch, vector::Vector};
 use std::{arch::x86_64, ops::Range, ptr::NonNull};
@@ -22,12 +22,11 @@ pub(crate) fn over_cache(prompts: &[Prompt], tensors: [&Tensor; 3], options: Att
 }
 
 fn over_cache_at(level: Level, prompts: &[Prompt], tensors: [&Tensor; 3], options: AttentionOptions) -> bool {
-    let [Some(q), Some(cache), Some(output)] = tensors.map(Heads::of) else { return false };
-    if !takes(q.head_dim as i64) {
+    let [q, cache, output] = tensors;
+    let (Some(inputs), Some(output)) = (Inputs::of([q, cache, cache], options), Heads::of(output)) else {
         return false;
-    }
-    let window = options.sliding_window.map_or(usize::MAX, |window| usize::try_from(window).unwrap_or(1));
-    let inputs = Inputs { q, k: cache, v: cache, scale: options.scale as f32, window };
+    };
+    let q = inputs.q;
     let job = OverCache { forward: Forward { inputs, output, lse: None }, prompts };
     let tasks = job.tasks();
     let longest = prompts.iter().map(Prompt::len).max().unwrap_or(0);

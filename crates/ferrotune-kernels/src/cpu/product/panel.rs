@@ -1,7 +1,7 @@
 //! Columns of a right factor, copied into the order in which a tile reads them.
 
 use super::{Matrix, Term, vector::Vector};
-use std::{arch::x86_64::__m256, cell::RefCell};
+use std::{arch::x86_64::__m256, cell::RefCell, ops::Range};
 
 /// Columns that a panel holds side by side.
 pub(in crate::cpu) const WIDTH: usize = 48;
@@ -131,25 +131,21 @@ unsafe fn copy_columns<V: Vector>(
     };
     let (mut whole_rows, mut whole_columns) = (0, 0);
     if right.row_stride == 1 {
-        // Of 8 as well where a wider register is left rows of a depth, as that of an adapter of rank 8.
-        for side in [V::LANES, 8] {
-            let rest = whole_rows..whole_rows + (rows.len() - whole_rows) / side * side;
-            let columns = width / V::LANES * V::LANES;
-            // Along the columns, which are read as streams.
-            for column in (0..columns).step_by(side) {
-                for row in rest.clone().step_by(side) {
-                    let target = rows[row..row + side].as_flattened_mut()[place + column..].as_mut_ptr();
-                    // SAFETY: numbers of a column lie side by side, `row_stride` being 1; the square is one of the factor and of the
-                    // panel. Machines with wider registers have those of 8.
-                    unsafe {
-                        match side == V::LANES {
-                            true => V::turn(at(row, column), right.column_stride, target, WIDTH),
-                            false => __m256::turn(at(row, column), right.column_stride, target, WIDTH),
-                        }
-                    }
-                }
-            }
-            (whole_rows, whole_columns) = (rest.end, columns);
+        let wide = [rows.len(), width].map(|count| count / V::LANES * V::LANES);
+        [whole_rows, whole_columns] = [rows.len(), width].map(|count| count / 8 * 8);
+        // SAFETY: numbers of a column lie side by side, `row_stride` being 1, and the ranges are some of the factor and of the panel.
+        // Machines with wider registers have those of 8, which take what the wide ones leave: all there is of an adapter of rank 8.
+        unsafe {
+            turn_squares::<V>(at, right.column_stride, 0..wide[0], 0..wide[1], place, rows);
+            turn_squares::<__m256>(at, right.column_stride, 0..wide[0], wide[1]..whole_columns, place, rows);
+            turn_squares::<__m256>(
+                at,
+                right.column_stride,
+                wide[0]..whole_rows,
+                0..whole_columns,
+                place,
+                rows,
+            );
         }
     }
     for (row, target) in rows.iter_mut().enumerate() {
@@ -157,6 +153,29 @@ unsafe fn copy_columns<V: Vector>(
         for column in done..width {
             // SAFETY: a number of the factor.
             target[place + column] = unsafe { at(row, column).read() };
+        }
+    }
+}
+
+/// Turns squares as wide as a register, which fill the ranges; `at` leads to a number of the factor by its row and column.
+///
+/// # Safety
+/// The numbers exist in the factor, those of a column side by side, and their places in the panel; the machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn turn_squares<V: Vector>(
+    at: impl Fn(usize, usize) -> *mut f32,
+    column_stride: usize,
+    depth: Range<usize>,
+    columns: Range<usize>,
+    place: usize,
+    rows: &mut [[f32; WIDTH]],
+) {
+    // Along the columns, which are read as streams.
+    for column in columns.step_by(V::LANES) {
+        for row in depth.clone().step_by(V::LANES) {
+            let target = rows[row..row + V::LANES].as_flattened_mut()[place + column..].as_mut_ptr();
+            // SAFETY: as the caller says.
+            unsafe { V::turn(at(row, column), column_stride, target, WIDTH) };
         }
     }
 }

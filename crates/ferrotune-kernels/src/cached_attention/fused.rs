@@ -34,7 +34,7 @@ pub(super) fn attend(
     // Many tokens are worth a copy of the keys.
     let copies = takes(head_dim as i64);
     let (prompts, sequences): (Vec<&Sequence>, Vec<&Sequence>) =
-        sequences.iter().partition(|sequence| sequence.tokens.len() > 1 && copies);
+        sequences.iter().partition(|_| copies);
     let pairs: usize = sequences
         .iter()
         .map(|sequence| sequence.tokens.len() * (sequence.past + sequence.tokens.len()))

@@ -35,7 +35,7 @@ pub(super) mod tile;
 pub(super) mod vector;
 
 pub(crate) use compact::Compact;
-pub(super) use level::{Level, level};
+pub(super) use level::{Few, Level, level};
 pub(crate) use matrix::Matrix;
 pub(crate) use narrow::narrow_products;
 

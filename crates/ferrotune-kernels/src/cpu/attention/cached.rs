@@ -1,9 +1,12 @@
-//! Attention of prompts over a cache of keys and values, by the loops of forward.
+//! Attention over a cache of keys and values: of prompts by the loops of forward, of single tokens where the keys lie.
 
 use super::{
-    AttentionOptions, Heads, Inputs, KEYS, LONG, Level, QUERIES, Task, block::copy, forward::Forward,
+    AttentionOptions, Heads, Inputs, KEYS, LONG, Level, QUERIES, Task, block::copy, block::multiply, forward::Forward,
 };
-use crate::cpu::product::{in_parallel, level, panel::with_scratch, vector::Vector};
+use crate::cpu::{
+    exp, largest,
+    product::{Few, Rows, in_parallel, level, panel::with_scratch, tile, vector::Vector},
+};
 use std::{arch::x86_64, ops::Range, ptr::NonNull};
 use tch::Tensor;
 
@@ -26,12 +29,15 @@ fn over_cache_at(level: Level, prompts: &[Prompt], tensors: [&Tensor; 3], option
     let (Some(inputs), Some(output)) = (Inputs::of([q, cache, cache], options), Heads::of(output)) else {
         return false;
     };
-    let q = inputs.q;
+    let (q, cache_heads) = (inputs.q, inputs.k.heads);
     let job = OverCache { forward: Forward { inputs, output, lse: None }, prompts };
     let tasks = job.tasks();
     let longest = prompts.iter().map(Prompt::len).max().unwrap_or(0);
-    let room = longest * q.head_dim + inputs.copy_size(longest) + QUERIES * KEYS;
-    let pairs = prompts.iter().map(|prompt| prompt.tokens.len() * prompt.len()).sum::<usize>();
+    let of_prompt = longest * q.head_dim + inputs.copy_size(longest) + QUERIES * KEYS;
+    let room = of_prompt.max(2 * q.heads / cache_heads * longest.next_multiple_of(crate::cpu::LANES));
+    // What a single token reads comes from memory, in the time of several products.
+    let weight = |prompt: &Prompt| if prompt.tokens.len() == 1 { 8 } else { prompt.tokens.len() };
+    let pairs = prompts.iter().map(|prompt| weight(prompt) * prompt.len()).sum::<usize>();
     in_parallel(tasks.len(), pairs * q.heads * q.head_dim, |index| {
         let (prompt, task) = &tasks[index];
         with_scratch(room, |scratch| {
@@ -79,10 +85,93 @@ impl OverCache<'_> {
     }
 
     /// # Safety
+    /// As [`OverCache::copied`].
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
+        // SAFETY: as the caller says.
+        unsafe {
+            match prompt.tokens.len() {
+                1 => self.in_place::<V>(prompt, task, scratch),
+                _ => self.copied::<V>(prompt, task, scratch),
+            }
+        }
+    }
+
+    /// Of a single token, whose queries meet each key once.
+    ///
+    /// # Safety
+    /// As [`OverCache::copied`], but that scratch has room for the scores of the task's heads.
+    #[inline(always)]
+    unsafe fn in_place<V: Vector>(&self, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
+        let Inputs { q, k: cache, scale, window, .. } = self.forward.inputs;
+        let (token, heads, output) = (prompt.tokens.start, task.heads.len(), &self.forward.output);
+        let all = prompt.len();
+        let unseen = all.saturating_sub(window);
+        let width = (all - unseen).next_multiple_of(crate::cpu::LANES);
+        let scores = &mut scratch[..heads * width];
+        for scores in scores.chunks_exact_mut(width) {
+            scores[all - unseen..].fill(f32::NEG_INFINITY);
+        }
+        // Of each piece of the rows that are seen: where its scores begin.
+        let pieces = || {
+            let mut place = 0;
+            let mut unseen = unseen;
+            prompt.rows.iter().filter_map(move |rows| {
+                let skipped = unseen.min(rows.len());
+                unseen -= skipped;
+                let piece = (place, rows.start + skipped..rows.end);
+                place += piece.1.len();
+                (!piece.1.is_empty()).then_some(piece)
+            })
+        };
+        // SAFETY: rows of the cache and heads of the token that exist; scores have room for the heads and the rows that are seen.
+        unsafe {
+            for (place, rows) in pieces() {
+                few::<V>(
+                    &Few {
+                        rows: heads,
+                        columns: rows.len(),
+                        depth: q.head_dim,
+                        left: q.at(token, task.heads.start),
+                        left_row_stride: q.head_stride,
+                        target: scores.as_mut_ptr().add(place),
+                        target_row_stride: width,
+                        scale,
+                        add: false,
+                    },
+                    tile::DenseRows { start: cache.at(rows.start, task.kv_head), stride: cache.token_stride },
+                );
+            }
+            let mut sums = [0.0; 64];
+            for (scores, sum) in scores.chunks_exact_mut(width).zip(&mut sums) {
+                *sum = weigh(scores);
+            }
+            for (place, rows) in pieces() {
+                multiply::<V>(&Rows {
+                    rows: heads,
+                    columns: q.head_dim,
+                    depth: rows.len(),
+                    left: scores.as_ptr().add(place),
+                    left_row_stride: width,
+                    left_depth_stride: 1,
+                    panel: cache.at(rows.start, cache.heads / 2 + task.kv_head),
+                    panel_stride: cache.token_stride,
+                    target: output.at(token, task.heads.start),
+                    target_row_stride: output.head_stride,
+                    add: place > 0,
+                });
+            }
+            for (head, sum) in task.heads.clone().zip(sums) {
+                super::forward::scale(output.row(token, head), 1.0 / sum);
+            }
+        }
+    }
+
+    /// # Safety
     /// The prompt's tokens and rows exist, and no other task writes its part of the result; the machine has the instructions of `V`;
     /// scratch has room for a head of all tokens twice, once in whole panels, and for a block of scores.
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
+    unsafe fn copied<V: Vector>(&self, prompt: &Prompt, task: &Task, scratch: &mut [f32]) {
         let Inputs { q, k: cache, scale, .. } = self.forward.inputs;
         let (kv_heads, kv_head) = (cache.heads / 2, task.kv_head);
         let (gathered, rest) = scratch.split_at_mut(prompt.len() * q.head_dim);
@@ -103,6 +192,34 @@ impl OverCache<'_> {
             copy::<V>(&side_by_side, 0..prompt.len(), 0, scale, keys);
             gather(&cache, prompt.rows, kv_heads + kv_head, gathered);
             self.forward.over::<V>(task, past, keys, (gathered.as_mut_ptr(), q.head_dim), scores);
+        }
+    }
+}
+
+/// Turns the scores of a query into weights, and returns their sum.
+#[inline(always)]
+fn weigh(scores: &mut [f32]) -> f32 {
+    const LANES: usize = crate::cpu::LANES;
+    let largest = largest(scores);
+    let mut sums = [0.0; LANES];
+    for scores in scores.as_chunks_mut::<LANES>().0 {
+        for lane in 0..LANES {
+            scores[lane] = exp::<true>(scores[lane] - largest);
+            sums[lane] += scores[lane];
+        }
+    }
+    sums.iter().sum()
+}
+
+/// # Safety
+/// As [`tile::few`].
+#[inline(always)]
+unsafe fn few<V: Vector>(block: &Few, right: tile::DenseRows) {
+    // SAFETY: as the caller says.
+    unsafe {
+        match V::LANES {
+            16 => tile::few::<V, 8, 3>(block, right),
+            _ => tile::few::<V, 4, 2>(block, right),
         }
     }
 }

@@ -169,7 +169,7 @@ impl State {
 }
 
 #[inline(always)]
-fn scale(row: &mut [f32], factor: f32) {
+pub(super) fn scale(row: &mut [f32], factor: f32) {
     for number in row {
         *number *= factor;
     }

@@ -11,16 +11,16 @@ const FEW_COLUMNS: usize = 48;
 const TASK_ROWS: usize = 96;
 
 /// Some columns of a result with few rows.
-pub(super) struct Few {
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) depth: usize,
-    pub(super) left: *const f32,
-    pub(super) left_row_stride: usize,
-    pub(super) target: *mut f32,
-    pub(super) target_row_stride: usize,
-    pub(super) scale: f32,
-    pub(super) add: bool,
+pub(in crate::cpu) struct Few {
+    pub(in crate::cpu) rows: usize,
+    pub(in crate::cpu) columns: usize,
+    pub(in crate::cpu) depth: usize,
+    pub(in crate::cpu) left: *const f32,
+    pub(in crate::cpu) left_row_stride: usize,
+    pub(in crate::cpu) target: *mut f32,
+    pub(in crate::cpu) target_row_stride: usize,
+    pub(in crate::cpu) scale: f32,
+    pub(in crate::cpu) add: bool,
 }
 
 pub(in crate::cpu) fn level() -> Option<Level> {

@@ -94,7 +94,7 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows,
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-pub(super) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(
+pub(in crate::cpu) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(
     block: &Few,
     right: impl RightRows,
 ) {
@@ -155,18 +155,44 @@ unsafe fn dots<V: Vector, const LEFT: usize, const RIGHT: usize>(
         let left: [*const f32; LEFT] =
             std::array::from_fn(|index| block.left.add((row + index) * block.left_row_stride));
         let sums: [[V; RIGHT]; LEFT] = right.dots(left, column, block.depth);
-        for (index, sums) in sums.iter().enumerate() {
-            for (offset, sum) in sums.iter().enumerate() {
-                let target = block.target.add((row + index) * block.target_row_stride + column + offset);
-                let sum = sum.sum() * block.scale;
-                *target = if block.add { *target + sum } else { sum };
-            }
+        // By hand: of a loop over the sums the compiler would make one over memory.
+        write_sums::<V, LEFT, RIGHT, 0>(block, &sums, row, column);
+        if LEFT * RIGHT > GROUP {
+            write_sums::<V, LEFT, RIGHT, GROUP>(block, &sums, row, column);
+        }
+    }
+}
+
+/// Writes some sums that are still to be added along the register, those from `FIRST` on.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn write_sums<V: Vector, const LEFT: usize, const RIGHT: usize, const FIRST: usize>(
+    block: &Few,
+    sums: &[[V; RIGHT]; LEFT],
+    row: usize,
+    column: usize,
+) {
+    // SAFETY: each address is that of a number of the target that the caller vouches for.
+    unsafe {
+        let zero = V::zero();
+        let registers = std::array::from_fn(|place| {
+            let place = FIRST + place;
+            if place < LEFT * RIGHT { sums[place / RIGHT][place % RIGHT] } else { zero }
+        });
+        let numbers = V::sums(registers);
+        for place in FIRST..(FIRST + GROUP).min(LEFT * RIGHT) {
+            let (index, offset) = (place / RIGHT, place % RIGHT);
+            let target = block.target.add((row + index) * block.target_row_stride + column + offset);
+            let sum = numbers[place - FIRST] * block.scale;
+            *target = if block.add { *target + sum } else { sum };
         }
     }
 }
 
 /// Rows of a right factor.
-pub(super) trait RightRows: Copy {
+pub(in crate::cpu) trait RightRows: Copy {
     /// The products of the rows of left and the rows of this from `first` on, as sums that are still to be added along the register.
     ///
     /// # Safety
@@ -181,9 +207,9 @@ pub(super) trait RightRows: Copy {
 
 /// Rows of numbers that lie side by side.
 #[derive(Clone, Copy)]
-pub(super) struct DenseRows {
-    pub(super) start: *const f32,
-    pub(super) stride: usize,
+pub(in crate::cpu) struct DenseRows {
+    pub(in crate::cpu) start: *const f32,
+    pub(in crate::cpu) stride: usize,
 }
 
 impl RightRows for DenseRows {

@@ -25,8 +25,8 @@ pub(in crate::cpu) trait Vector: Copy {
     /// `self * factor + term`, rounded once.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
-    /// The sum of all lanes, added pairwise.
-    unsafe fn sum(self) -> f32;
+    /// The sums of the lanes of each register: halves are added until one number is left.
+    unsafe fn sums(registers: [Self; 16]) -> [f32; 16];
     /// `step * code + base`, rounded once, of the codes in the low or the high halves of bytes; of a whole 16 bytes, or their halves.
     unsafe fn nibbles(codes: *const u8, high: bool, step: f32, base: f32) -> Self;
     /// `step * code`.
@@ -73,8 +73,33 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        unsafe { _mm512_reduce_add_ps(self) }
+    unsafe fn sums(registers: [Self; 16]) -> [f32; 16] {
+        unsafe {
+            // What is left of two registers is put into one, so that few additions do for all.
+            let (mut eights, mut fours, mut pairs) =
+                ([_mm512_setzero_ps(); 8], [_mm512_setzero_ps(); 4], [_mm512_setzero_ps(); 2]);
+            for place in 0..8 {
+                let row = place / 4 * 8 + place % 4;
+                let (a, b) = (registers[row], registers[row + 4]);
+                let (low, high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                eights[place] = _mm512_add_ps(low, high);
+            }
+            for place in 0..4 {
+                let (a, b) = (eights[place], eights[place + 4]);
+                let (low, high) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                fours[place] = _mm512_add_ps(low, high);
+            }
+            for place in 0..2 {
+                let (a, b) = (_mm512_castps_pd(fours[2 * place]), _mm512_castps_pd(fours[2 * place + 1]));
+                let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                pairs[place] = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+            }
+            let [a, b] = pairs;
+            let sums = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+            let mut numbers = [0.0; 16];
+            _mm512_storeu_ps(numbers.as_mut_ptr(), sums);
+            numbers
+        }
     }
 
     #[inline(always)]
@@ -176,12 +201,28 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    unsafe fn sums(registers: [Self; 16]) -> [f32; 16] {
+        let mut numbers = [0.0; 16];
+        for (first, numbers) in [0, 8].into_iter().zip(numbers.as_chunks_mut::<8>().0) {
+            unsafe {
+                // As above.
+                let (mut fours, mut pairs) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 2]);
+                for place in 0..4 {
+                    let (a, b) = (registers[first + place], registers[first + place + 4]);
+                    let (low, high) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+                    fours[place] = _mm256_add_ps(low, high);
+                }
+                for place in 0..2 {
+                    let (a, b) = (_mm256_castps_pd(fours[2 * place]), _mm256_castps_pd(fours[2 * place + 1]));
+                    let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+                    pairs[place] = _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+                }
+                let [a, b] = pairs;
+                let sums = _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
+                _mm256_storeu_ps(numbers.as_mut_ptr(), sums);
+            }
         }
+        numbers
     }
 
     #[inline(always)]
@@ -212,6 +253,7 @@ impl Vector for __m256 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(codes))
         }
     }
+
     #[inline(always)]
     unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         unsafe {

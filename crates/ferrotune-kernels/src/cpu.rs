@@ -24,13 +24,13 @@ mod rows;
 #[allow(unsafe_code)] // calls of functions compiled for an instruction set
 mod simd;
 
-pub(crate) use exp::exp;
+pub(crate) use exp::{exp, exp_of_negative};
 pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
 pub(crate) use product::{
     Compact, FEW_ROWS, Matrix, Term, add_products, narrow_products, product, products_beside, sum_of_products,
 };
 pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
-pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, update};
+pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, sum_of_lanes, update};
 
 /// A tensor of reproducible noise in `[-1, 1)`.
 #[cfg(test)]

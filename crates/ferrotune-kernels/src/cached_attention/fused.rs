@@ -1,11 +1,11 @@
-//! Attention over cached rows in one pass, without a mask or padding: of single tokens where the rows lie, of many over a copy of theirs.
+//! Attention over cached rows in one pass, without a mask or padding.
 
 use super::Sequence;
 use crate::{
     attention::AttentionOptions,
     cpu::{
         Kernel, LANES, Rows,
-        attention::{Prompt, over_cache, takes},
+        attention::{over_cache, takes},
         dispatch, dot, exp, fill_rows_beside, largest, mul_add,
     },
     error::Result,
@@ -31,20 +31,17 @@ pub(super) fn attend(
     let (shape, kv_heads) = (q.size(), cache.size()[1] as usize / 2);
     let width = queries.width() / kv_heads;
     let head_dim = cached.width() / (2 * kv_heads);
-    // Many tokens are worth a copy of the keys.
-    let copies = takes(head_dim as i64);
-    let (prompts, sequences): (Vec<&Sequence>, Vec<&Sequence>) =
-        sequences.iter().partition(|_| copies);
-    let pairs: usize = sequences
-        .iter()
-        .map(|sequence| sequence.tokens.len() * (sequence.past + sequence.tokens.len()))
-        .sum();
+    if takes(head_dim as i64) {
+        let y = q.f_empty_like()?;
+        return Ok(over_cache(sequences, [q, cache, &y], options).then_some(y));
+    }
+    let pairs: usize = sequences.iter().map(|sequence| sequence.tokens.len() * sequence.len()).sum();
     let work = 2 * width * (pairs / queries.count()) / PRODUCTS_PER_ELEMENT;
     // A row of the result is a token's part of one head of keys: a single token, too, has work for several threads.
     let count = queries.count() * kv_heads;
     let [y] = fill_rows_beside(work, count, [&shape], |range, [y]| {
         dispatch(Attention {
-            sequences: &sequences,
+            sequences,
             queries,
             cached,
             kv_heads,
@@ -55,18 +52,11 @@ pub(super) fn attend(
             y,
         });
     })?;
-    if prompts.is_empty() {
-        return Ok(Some(y));
-    }
-    let prompts: Vec<Prompt> = prompts
-        .iter()
-        .map(|sequence| Prompt { tokens: sequence.tokens.clone(), rows: &sequence.rows })
-        .collect();
-    Ok(over_cache(&prompts, [q, cache, &y], options).then_some(y))
+    Ok(Some(y))
 }
 
 struct Attention<'a> {
-    sequences: &'a [&'a Sequence],
+    sequences: &'a [Sequence],
     queries: Rows<'a>,
     cached: Rows<'a>,
     kv_heads: usize,
@@ -91,7 +81,7 @@ impl Kernel for Attention<'_> {
                 let end = first(self.range.end).min(sequence.tokens.end);
                 for start in (start..end).step_by(TOKENS) {
                     let tokens = start..end.min(start + TOKENS);
-                    tile.begin(tokens.len(), sequence.past + start - sequence.tokens.start);
+                    tile.begin(tokens.len(), sequence.past() + start - sequence.tokens.start);
                     // By the sequence, and not by the tile: how a range is cut depends on the number of threads.
                     tile.transposes = sequence.tokens.len() > 1;
                     for (token, q) in tokens.clone().zip(tile.q.chunks_exact_mut(width)) {

@@ -46,13 +46,23 @@ pub struct CachedAttention {
 
 /// One sequence of the pass.
 #[derive(Debug)]
-struct Sequence {
+pub(crate) struct Sequence {
     /// Its new tokens.
-    tokens: Range<usize>,
-    /// Number of its tokens before them.
-    past: usize,
-    /// The rows of all its tokens, in their order.
-    rows: Vec<Range<usize>>,
+    pub(crate) tokens: Range<usize>,
+    /// The rows of the cache that hold the keys and values of all its tokens, in their order.
+    pub(crate) rows: Vec<Range<usize>>,
+}
+
+impl Sequence {
+    /// Number of its tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.iter().map(Range::len).sum()
+    }
+
+    /// Number of its tokens before the new ones.
+    pub(crate) fn past(&self) -> usize {
+        self.len() - self.tokens.len()
+    }
 }
 
 impl CachedAttention {
@@ -90,7 +100,6 @@ impl CachedAttention {
             let unsigned = |range: &Range<i64>| range.start as usize..range.end as usize;
             sequences.push(Sequence {
                 tokens: unsigned(&segment.rows),
-                past: segment.past as usize,
                 rows: rows.iter().filter(|rows| !rows.is_empty()).map(unsigned).collect(),
             });
         }
@@ -177,7 +186,7 @@ fn torch(sequences: &[Sequence], q: &Tensor, cache: &Tensor, options: AttentionO
 
 /// Which tokens each new one sees, `[new, past + new]`.
 fn visible(sequence: &Sequence, window: Option<i64>, device: Device) -> Result<Tensor> {
-    let (past, total) = (sequence.past as i64, (sequence.past + sequence.tokens.len()) as i64);
+    let (past, total) = (sequence.past() as i64, sequence.len() as i64);
     let queries = Tensor::f_arange_start(past, total, (Kind::Int64, device))?.f_unsqueeze(1)?;
     let distance = queries.f_sub(&Tensor::f_arange(total, (Kind::Int64, device))?)?;
     let seen = distance.f_ge(0)?;

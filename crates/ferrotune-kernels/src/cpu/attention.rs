@@ -17,9 +17,10 @@ mod backward;
 mod block;
 mod cached;
 mod forward;
+mod single;
 
 use block::{KEYS, QUERIES};
-pub(crate) use cached::{Prompt, over_cache};
+pub(crate) use cached::over_cache;
 
 /// Numbers of a register of any level; a head is a whole number of these.
 const LANES: usize = 16;

@@ -115,6 +115,12 @@ pub(crate) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
         // Whole arrays stay in registers; a loop over part of the sums would send all of them through memory.
         sums = add(sums, &padded(a_rest), &padded(b_rest));
     }
+    sum_of_lanes(sums)
+}
+
+/// The sum of the parts of a sum, added pairwise.
+#[inline(always)]
+pub(crate) fn sum_of_lanes(mut sums: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {

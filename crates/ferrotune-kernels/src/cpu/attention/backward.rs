@@ -4,7 +4,7 @@ use super::{
     Heads, Inputs, Task,
     block::{Block, KEYS, QUERIES, STEP, copy, multiply},
 };
-use crate::cpu::{LANES, dot, exp, product::Rows, product::vector::Vector};
+use crate::cpu::{LANES, dot, exp_of_negative, product::Rows, product::vector::Vector};
 use std::ops::Range;
 
 pub(super) struct Backward {
@@ -143,7 +143,7 @@ impl Backward {
             let chunks = weights[..whole].as_chunks_mut::<LANES>().0.iter_mut();
             for (weights, grads) in chunks.zip(grads[..whole].as_chunks_mut::<LANES>().0) {
                 for lane in 0..LANES {
-                    weights[lane] = exp::<true>(weights[lane] - lse);
+                    weights[lane] = exp_of_negative::<true>(weights[lane] - lse);
                     grads[lane] = weights[lane] * (grads[lane] - mean) * self.inputs.scale;
                 }
             }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 
 /// Queries of a block.
-pub(super) const QUERIES: usize = 64;
+pub(super) const QUERIES: usize = 96;
 /// Keys of a block, a whole number of panels; with the queries they fill a tenth of a megabyte.
 pub(super) const KEYS: usize = 8 * WIDTH;
 /// Queries or keys for which what is not seen is left out of a product.
@@ -64,24 +64,32 @@ impl Block {
     ) {
         for first in (0..self.keys.len()).step_by(WIDTH) {
             let key = self.keys.start + first;
-            let row = key.saturating_sub(self.queries.start);
             let width = (self.keys.len() - first).min(WIDTH).next_multiple_of(LANES);
-            // SAFETY: rows below the block's queries, and a panel of the copy; `width` columns of scores are there, KEYS being a
-            // multiple of the panel's width.
-            unsafe {
-                multiply::<V>(&Rows {
-                    rows: self.queries.len().saturating_sub(row),
-                    columns: width,
-                    depth: head_dim,
-                    left: left.add(row * left_row_stride),
-                    left_row_stride,
-                    left_depth_stride: 1,
-                    panel: copy.add(key * head_dim),
-                    panel_stride: WIDTH,
-                    target: scores.add(row * KEYS + first),
-                    target_row_stride: KEYS,
-                    add: false,
-                });
+            let mut row = key.saturating_sub(self.queries.start);
+            // The first queries that may see the panel see a step more of it each.
+            let mut columns = if key < self.queries.start { width } else { STEP };
+            while row < self.queries.len() {
+                let rest = self.queries.len() - row;
+                let rows = if columns < width { STEP.min(rest) } else { rest };
+                // SAFETY: rows of the block's queries, and a panel of the copy; `columns` numbers of scores are there, KEYS being a
+                // multiple of the panel's width.
+                unsafe {
+                    multiply::<V>(&Rows {
+                        rows,
+                        columns,
+                        depth: head_dim,
+                        left: left.add(row * left_row_stride),
+                        left_row_stride,
+                        left_depth_stride: 1,
+                        panel: copy.add(key * head_dim),
+                        panel_stride: WIDTH,
+                        target: scores.add(row * KEYS + first),
+                        target_row_stride: KEYS,
+                        add: false,
+                    });
+                }
+                row += rows;
+                columns = (columns + STEP).min(width);
             }
         }
     }

@@ -1,16 +1,9 @@
 //! On processors that no loops are written for, libtorch attends.
 
-use crate::{attention::AttentionOptions, error::Result, layout::Segment};
-use std::ops::Range;
+use crate::{attention::AttentionOptions, cached_attention::Sequence, error::Result, layout::Segment};
 use tch::Tensor;
 
-#[allow(dead_code, reason = "read where there are loops")]
-pub(crate) struct Prompt<'a> {
-    pub(crate) tokens: Range<usize>,
-    pub(crate) rows: &'a [Range<usize>],
-}
-
-pub(crate) fn over_cache(_: &[Prompt], _: [&Tensor; 3], _: AttentionOptions) -> bool {
+pub(crate) fn over_cache(_: &[Sequence], _: [&Tensor; 3], _: AttentionOptions) -> bool {
     false
 }
 

@@ -4,7 +4,7 @@ use super::{
     Heads, Inputs, Task,
     block::{Block, KEYS, QUERIES, STEP, copy, multiply},
 };
-use crate::cpu::{LANES, exp, largest, product::Rows, product::vector::Vector};
+use crate::cpu::{LANES, exp_of_negative, largest, product::Rows, product::vector::Vector, sum_of_lanes};
 use std::ops::Range;
 
 pub(super) struct Forward {
@@ -149,27 +149,35 @@ impl State {
         let whole = seen.end.next_multiple_of(LANES);
         scores[..seen.start].fill(f32::NEG_INFINITY);
         scores[seen.end..whole].fill(f32::NEG_INFINITY);
-        let new = largest(&scores[..whole]).max(self.largest[row]);
-        let correction = exp::<true>(self.largest[row] - new);
-        let mut sums = [0.0; LANES];
-        for scores in scores[..whole].as_chunks_mut::<LANES>().0 {
-            for lane in 0..LANES {
-                scores[lane] = exp::<true>(scores[lane] - new);
-                sums[lane] += scores[lane];
-            }
-        }
+        let before = self.largest[row];
+        let new = largest(&scores[..whole]).max(before);
+        let correction =
+            if before == f32::NEG_INFINITY { 0.0 } else { exp_of_negative::<true>(before - new) };
+        let sum = weigh(&mut scores[..whole], new);
         if depth > whole {
             scores[whole..depth].fill(0.0);
         }
-        let sum: f32 = sums.iter().sum();
         self.sum[row] = self.sum[row] * correction + sum;
         self.largest[row] = new;
         correction
     }
 }
 
+/// Turns whole registers of scores into weights, `exp(score - largest)`, and returns their sum.
 #[inline(always)]
-pub(super) fn scale(row: &mut [f32], factor: f32) {
+pub(super) fn weigh(scores: &mut [f32], largest: f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    for scores in scores.as_chunks_mut::<LANES>().0 {
+        for lane in 0..LANES {
+            scores[lane] = exp_of_negative::<true>(scores[lane] - largest);
+            sums[lane] += scores[lane];
+        }
+    }
+    sum_of_lanes(sums)
+}
+
+#[inline(always)]
+fn scale(row: &mut [f32], factor: f32) {
     for number in row {
         *number *= factor;
     }

@@ -209,7 +209,8 @@ impl Vector for __m256 {
                 let (mut fours, mut pairs) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 2]);
                 for place in 0..4 {
                     let (a, b) = (registers[first + place], registers[first + place + 4]);
-                    let (low, high) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+                    let (low, high) =
+                        (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
                     fours[place] = _mm256_add_ps(low, high);
                 }
                 for place in 0..2 {

@@ -7,9 +7,14 @@ use super::{
     FEW_ROWS, Level, Matrix, Rows, Target, in_parallel, level,
     panel::{self, depth_blocks},
     tile::GROUP,
+    vector::Vector,
 };
 use crate::{cpu::fill_rows_beside, error::Result};
-use std::{ops::Range, ptr::NonNull};
+use std::{
+    arch::x86_64::{__m256, __m512},
+    ops::Range,
+    ptr::NonNull,
+};
 use tch::Tensor;
 
 /// Numbers of the small factor at the most, which is a task's sum as well: beside rows of the large one they stay in a second cache.
@@ -73,32 +78,71 @@ fn at_level(
     });
     // SAFETY: the tasks wrote all of the tensor, and nobody writes it any more; it lives as long as what reads the slice.
     let numbers = unsafe { std::slice::from_raw_parts(sums_start.as_ptr(), tasks * small) };
-    let sums: Vec<&[f32]> = numbers.chunks_exact(small).collect();
-    let [turned] =
-        fill_rows_beside(tasks * columns, depth, [&[depth as i64, columns as i64]], |range, [rows]| {
-            write_turned_sum(&sums, depth, range, rows);
-        })?;
+    let [turned] = fill_rows_beside(
+        tasks * columns * GROUP,
+        depth / GROUP,
+        [&[depth as i64, columns as i64]],
+        |groups, [rows]| {
+            for (group, rows) in groups.zip(rows.chunks_exact_mut(GROUP * columns)) {
+                let sums = numbers[group * GROUP..].as_ptr();
+                let sums = Sums { start: sums, matrices: tasks, columns, depth };
+                // SAFETY: the levels come from the machine; the group is one of each matrix's, and of the rows.
+                unsafe {
+                    match level {
+                        Level::Avx512 => turned_sum_avx512(&sums, rows),
+                        Level::Avx2 => turned_sum_avx2(&sums, rows),
+                    }
+                }
+            }
+        },
+    )?;
     Ok(Some([product, turned]))
 }
 
-/// Writes rows of the transpose of the sum of matrices `[columns, depth]`.
-fn write_turned_sum(matrices: &[&[f32]], depth: usize, range: Range<usize>, rows: &mut [f32]) {
-    let columns = rows.len() / range.len().max(1);
-    for first in range.clone().step_by(GROUP) {
-        let group = first..(first + GROUP).min(range.end);
-        for column in 0..columns {
-            let mut sums = [0.0; GROUP];
-            for matrix in matrices {
-                let numbers = &matrix[column * depth..][group.clone()];
-                for (sum, number) in sums.iter_mut().zip(numbers) {
-                    *sum += number;
+/// [`GROUP`] columns of matrices `[columns, depth]` that lie one after the other.
+struct Sums {
+    start: *const f32,
+    matrices: usize,
+    columns: usize,
+    depth: usize,
+}
+
+/// Writes the transpose of the sum of the matrices, `[GROUP, columns]`.
+///
+/// # Safety
+/// The numbers exist, rows have as many, and the machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn turned_sum<V: Vector>(sums: &Sums, rows: &mut [f32]) {
+    let Sums { start, matrices, columns, depth } = *sums;
+    for first in (0..columns).step_by(V::LANES) {
+        for place in (0..GROUP).step_by(V::LANES) {
+            let mut square = [0.0; GROUP * GROUP];
+            // SAFETY: columns are a multiple of the group, and so of the register.
+            unsafe {
+                for (column, row) in square.chunks_exact_mut(V::LANES).take(V::LANES).enumerate() {
+                    let numbers = start.add((first + column) * depth + place);
+                    let mut sum = V::load(numbers);
+                    for matrix in 1..matrices {
+                        sum = sum.add(V::load(numbers.add(matrix * columns * depth)));
+                    }
+                    sum.store(row.as_mut_ptr());
                 }
-            }
-            for (row, sum) in group.clone().zip(sums) {
-                rows[(row - range.start) * columns + column] = sum;
+                V::turn(square.as_ptr(), V::LANES, rows[place * columns + first..].as_mut_ptr(), columns);
             }
         }
     }
+}
+
+// SAFETY, for both: as the function that they call; the instructions are enabled here.
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn turned_sum_avx512(sums: &Sums, rows: &mut [f32]) {
+    unsafe { turned_sum::<__m512>(sums, rows) };
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn turned_sum_avx2(sums: &Sums, rows: &mut [f32]) {
+    unsafe { turned_sum::<__m256>(sums, rows) };
 }
 
 struct NarrowProducts<'a> {

@@ -253,7 +253,7 @@ impl Function for GroupedLora {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
         // Rows that are filled up stay: a view made here could not be changed in place by who gets it.
-        let p = self.prologue.forward(x)?.y.f_to_kind(self.weight.kind())?;
+        let p = self.prologue.forward(x)?.f_to_kind(self.weight.kind())?;
         let p = filled_up(&p)?;
         let projected = self.project(&p, adapters)?;
         let updates: Vec<Update> = (self.places.iter().zip(&projected).zip(adapters.chunks(2)))
@@ -283,30 +283,33 @@ impl Function for GroupedLora {
         let (x, rest) = (saved[0], &saved[1..]);
         let (adapters, projected) = rest.split_at(2 * self.places.len());
         let kind = adapters[0].kind();
-        let stepped = self.prologue.forward(x)?;
-        let p = stepped.y.f_to_kind(self.weight.kind())?;
-        let p = filled_up(&p)?;
-        let mut results: Vec<Option<Tensor>> = Vec::with_capacity(1 + adapters.len());
         let mut grad_projected = Vec::with_capacity(self.places.len());
+        let mut grad_b = Vec::with_capacity(self.places.len());
         for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
             let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
-            let [through, grad_b] = output_gradients(&grad_y, pair[1], place.scaling, projected)?;
-            let grad_a = match context.needs_input_grad(1 + results.len()) {
+            let [through, of_b] = output_gradients(&grad_y, pair[1], place.scaling, projected)?;
+            grad_projected.push(through);
+            grad_b.push(of_b);
+        }
+        let (grad_x, p) = match context.needs_input_grad(0) {
+            true => {
+                let grad_p = self.input_gradient(grad, &grad_projected, adapters)?;
+                let grad_p = first_rows(grad_p, x.size()[0])?.f_to_kind(x.kind())?;
+                let [grad_x, p] = self.prologue.backward_again(grad_p, x)?;
+                (Some(grad_x), p)
+            }
+            false => (None, self.prologue.forward(x)?),
+        };
+        let p = filled_up(&p.f_to_kind(self.weight.kind())?)?;
+        let mut results = Vec::with_capacity(1 + adapters.len());
+        results.push(grad_x);
+        for ((place, through), grad_b) in self.places.iter().zip(&grad_projected).zip(grad_b) {
+            let grad_a = match context.needs_input_grad(results.len()) {
                 true => Some(matmul(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?),
                 false => None,
             };
             results.extend([grad_a, Some(grad_b)]);
-            grad_projected.push(through);
         }
-        let grad_x = match context.needs_input_grad(0) {
-            true => {
-                let grad_x = self.input_gradient(grad, &grad_projected, adapters)?;
-                Some(first_rows(grad_x, x.size()[0])?.f_to_kind(x.kind())?)
-            }
-            false => None,
-        };
-        let grad_x = grad_x.map(|grad| self.prologue.backward(grad, x, &stepped)).transpose()?;
-        results.insert(0, grad_x);
         Ok(results)
     }
 }

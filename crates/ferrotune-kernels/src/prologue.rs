@@ -64,32 +64,21 @@ pub(crate) enum OwnedPrologue {
 }
 
 impl OwnedPrologue {
-    /// The step on `[rows, columns]`; the same bits each time.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Stepped> {
-        Ok(match self {
-            Self::None => Stepped { y: x.shallow_clone(), inverse: None },
-            Self::RmsNorm { weight, eps } => {
-                let (y, inverse) = rms_norm::forward(x, weight, *eps)?;
-                Stepped { y, inverse: Some(inverse) }
-            }
-            Self::SwiGlu => Stepped { y: swiglu::forward(x)?, inverse: None },
-        })
-    }
-
-    /// The gradient of `x` from that of the step's result.
-    pub(crate) fn backward(&self, grad: Tensor, x: &Tensor, stepped: &Stepped) -> Result<Tensor> {
-        match (self, &stepped.inverse) {
-            (Self::RmsNorm { weight, .. }, Some(inverse)) => rms_norm::backward(&grad, x, weight, inverse),
-            (Self::SwiGlu, _) => swiglu::backward(&grad, x),
-            _ => Ok(grad),
+    /// The step on `[rows, columns]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::None => Ok(x.shallow_clone()),
+            Self::RmsNorm { weight, eps } => Ok(rms_norm::forward(x, weight, *eps)?.0),
+            Self::SwiGlu => swiglu::forward(x),
         }
     }
-}
 
-/// The result of a step.
-pub(crate) struct Stepped {
-    /// What the product reads.
-    pub(crate) y: Tensor,
-    /// `1 / rms` of each row, for the norm's own backward.
-    inverse: Option<Tensor>,
+    /// The gradient of `x` from that of the step's result, and this result once more: one pass gives both.
+    pub(crate) fn backward_again(&self, grad: Tensor, x: &Tensor) -> Result<[Tensor; 2]> {
+        match self {
+            Self::None => Ok([grad, x.shallow_clone()]),
+            Self::RmsNorm { weight, eps } => rms_norm::backward_again(&grad, x, weight, *eps),
+            Self::SwiGlu => swiglu::backward_again(&grad, x),
+        }
+    }
 }

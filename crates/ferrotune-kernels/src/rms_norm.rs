@@ -86,8 +86,11 @@ impl Function for RmsNorm {
         let (Some(grad), [x, weight, inverse]) = (&grads[0], context.saved()) else {
             return Ok(vec![None, None]);
         };
-        let grad_x =
-            if context.needs_input_grad(0) { Some(backward(grad, x, weight, inverse)?) } else { None };
+        let grad_x = if context.needs_input_grad(0) {
+            Some(backward_beside(grad, None, x, weight, inverse)?)
+        } else {
+            None
+        };
         let grad_weight =
             if context.needs_input_grad(1) { Some(weight_gradient(grad, x, weight, inverse)?) } else { None };
         Ok(vec![grad_x, grad_weight])
@@ -159,9 +162,13 @@ pub(crate) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, 
     }
 }
 
-/// The gradient of `x`.
-pub(crate) fn backward(grad: &Tensor, x: &Tensor, weight: &Tensor, inverse: &Tensor) -> Result<Tensor> {
-    backward_beside(grad, None, x, weight, inverse)
+/// The gradient of `x`, and `y` once more, which forward's caller did not keep.
+pub(crate) fn backward_again(grad: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<[Tensor; 2]> {
+    if let Some(results) = fused_backward_again(grad, x, weight, eps)? {
+        return Ok(results);
+    }
+    let (y, inverse) = forward(x, weight, eps)?;
+    Ok([backward_beside(grad, None, x, weight, &inverse)?, y])
 }
 
 /// The gradient of `x`, and that of another use of it on top.
@@ -256,6 +263,19 @@ fn fused_backward(
     Ok(Some(grad_x))
 }
 
+/// [`backward_again`] in one pass over each row.
+fn fused_backward_again(grad: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Option<[Tensor; 2]>> {
+    let (Some(grads), Some(rows), Some(scale)) = (Rows::of(grad, 1), Rows::of(x, 1), Rows::of(weight, 1))
+    else {
+        return Ok(None);
+    };
+    let results = fill_rows(rows.count(), [&x.size(), &x.size()], |range, [grad_x, y]| {
+        let (weight, eps) = (scale.row(0), eps as f32);
+        dispatch(BackwardAgain { grad: grads, x: rows, weight, eps, range, grad_x, y });
+    })?;
+    Ok(Some(results))
+}
+
 /// The shape of one number for each row.
 fn one_a_row(x: &Tensor) -> Vec<i64> {
     let mut shape = x.size();
@@ -331,17 +351,52 @@ impl Kernel for Backward<'_> {
         let width = self.weight.len();
         for (index, grad_x) in self.range.zip(self.grad_x.chunks_exact_mut(width)) {
             let (grad, x, inverse) = (self.grad.row(index), self.x.row(index), self.inverse.row(index)[0]);
-            for ((weighted, &grad), &weight) in grad_x.iter_mut().zip(grad).zip(self.weight) {
-                *weighted = grad * weight;
-            }
-            let projection = dot::<FMA>(grad_x, x) * inverse / width as f32;
-            let of = |weighted: f32, x: f32| (weighted - x * inverse * projection) * inverse;
-            match self.beside {
-                None => update([x], [grad_x], |[x], [weighted]| [of(weighted, x)]),
-                Some(beside) => update([x, beside.row(index)], [grad_x], |[x, beside], [weighted]| {
-                    [of(weighted, x) + beside]
-                }),
-            }
+            let beside = self.beside.as_ref().map(|beside| beside.row(index));
+            gradient::<FMA>([grad, x, self.weight], inverse, beside, grad_x);
+        }
+    }
+}
+
+/// Fills a row of the gradient of `x`.
+#[inline(always)]
+fn gradient<const FMA: bool>(
+    [grad, x, weight]: [&[f32]; 3],
+    inverse: f32,
+    beside: Option<&[f32]>,
+    grad_x: &mut [f32],
+) {
+    for ((weighted, &grad), &weight) in grad_x.iter_mut().zip(grad).zip(weight) {
+        *weighted = grad * weight;
+    }
+    let projection = dot::<FMA>(grad_x, x) * inverse / weight.len() as f32;
+    let of = |weighted: f32, x: f32| (weighted - x * inverse * projection) * inverse;
+    match beside {
+        None => update([x], [grad_x], |[x], [weighted]| [of(weighted, x)]),
+        Some(beside) => {
+            update([x, beside], [grad_x], |[x, beside], [weighted]| [of(weighted, x) + beside]);
+        }
+    }
+}
+
+struct BackwardAgain<'a> {
+    grad: Rows<'a>,
+    x: Rows<'a>,
+    weight: &'a [f32],
+    eps: f32,
+    range: Range<usize>,
+    grad_x: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for BackwardAgain<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let width = self.weight.len();
+        let results = self.grad_x.chunks_exact_mut(width).zip(self.y.chunks_exact_mut(width));
+        for (index, (grad_x, y)) in self.range.zip(results) {
+            let (grad, x) = (self.grad.row(index), self.x.row(index));
+            let inverse = normalise::<FMA>(x, self.weight, self.eps, y);
+            gradient::<FMA>([grad, x, self.weight], inverse, None, grad_x);
         }
     }
 }
@@ -362,6 +417,11 @@ mod tests {
             assert_close(&inverse, &expected_inverse, 1e-6);
             let grad_x = fused_backward(&grad, None, &x, &weight, &inverse).unwrap().unwrap();
             assert_close(&grad_x, &torch_backward(&grad, &x, &weight, &inverse).unwrap(), 2e-6);
+            assert_eq!(backward_again(&grad, &x, &weight, 1e-5).unwrap(), [grad_x, y]);
+            let [grad, x, weight] = [&grad, &x, &weight].map(|x| x.to_kind(Kind::Double));
+            let (y, inverse) = torch_forward(&x, &weight, 1e-5).unwrap();
+            let expected = [torch_backward(&grad, &x, &weight, &inverse).unwrap(), y];
+            assert_eq!(backward_again(&grad, &x, &weight, 1e-5).unwrap(), expected);
         }
     }
 

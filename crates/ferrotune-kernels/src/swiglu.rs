@@ -63,6 +63,14 @@ pub(crate) fn backward(grad: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// The gradient of `gate_up`, and `y` once more, which forward's caller did not keep.
+pub(crate) fn backward_again(grad: &Tensor, gate_up: &Tensor) -> Result<[Tensor; 2]> {
+    match fused_backward_again(grad, gate_up)? {
+        Some(results) => Ok(results),
+        None => Ok([backward(grad, gate_up)?, forward(gate_up)?]),
+    }
+}
+
 fn torch_forward(gate_up: &Tensor) -> Result<Tensor> {
     let half = gate_up.size()[1] / 2;
     Ok(gate_up.f_narrow(1, 0, half)?.f_silu()?.f_mul_(&gate_up.f_narrow(1, half, half)?)?)
@@ -94,6 +102,15 @@ fn fused_backward(grad: &Tensor, gate_up: &Tensor) -> Result<Option<Tensor>> {
         dispatch(Backward { grad: grads, gate_up: rows, range, result });
     })?;
     Ok(Some(result))
+}
+
+/// [`backward_again`] in one pass.
+fn fused_backward_again(grad: &Tensor, gate_up: &Tensor) -> Result<Option<[Tensor; 2]>> {
+    let (Some(grads), Some(rows)) = (Rows::of(grad, 1), Rows::of(gate_up, 1)) else { return Ok(None) };
+    let results = fill_rows(rows.count(), [&gate_up.size(), &grad.size()], |range, [result, y]| {
+        dispatch(BackwardAgain { grad: grads, gate_up: rows, range, result, y });
+    })?;
+    Ok(Some(results))
 }
 
 struct Forward<'a> {
@@ -128,11 +145,42 @@ impl Kernel for Backward<'_> {
             let (gate, up) = self.gate_up.row(index).split_at(half);
             let (grad_gate, grad_up) = result.split_at_mut(half);
             map([self.grad.row(index), gate, up], [grad_gate, grad_up], |[grad, gate, up]| {
-                let exponential = exp::<FMA>(-gate);
-                let sigmoid = 1.0 / (1.0 + exponential);
-                // 1 - sigmoid, without cancellation where sigmoid is near one and without infinity where it is near zero.
-                let rest = if gate < 0.0 { 1.0 - sigmoid } else { exponential * sigmoid };
-                [grad * up * (sigmoid * (1.0 + gate * rest)), grad * (gate * sigmoid)]
+                let [grad_gate, grad_up, _] = gradients::<FMA>(grad, gate, up);
+                [grad_gate, grad_up]
+            });
+        }
+    }
+}
+
+/// The gradients of gate and up, and `silu(gate) * up`.
+#[inline(always)]
+fn gradients<const FMA: bool>(grad: f32, gate: f32, up: f32) -> [f32; 3] {
+    let exponential = exp::<FMA>(-gate);
+    let sigmoid = 1.0 / (1.0 + exponential);
+    // 1 - sigmoid, without cancellation where sigmoid is near one and without infinity where it is near zero.
+    let rest = if gate < 0.0 { 1.0 - sigmoid } else { exponential * sigmoid };
+    let silu = gate * sigmoid;
+    [grad * up * (sigmoid * (1.0 + gate * rest)), grad * silu, silu * up]
+}
+
+struct BackwardAgain<'a> {
+    grad: Rows<'a>,
+    gate_up: Rows<'a>,
+    range: Range<usize>,
+    result: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for BackwardAgain<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let half = self.gate_up.width() / 2;
+        let results = self.result.chunks_exact_mut(2 * half).zip(self.y.chunks_exact_mut(half));
+        for (index, (result, y)) in self.range.zip(results) {
+            let (gate, up) = self.gate_up.row(index).split_at(half);
+            let (grad_gate, grad_up) = result.split_at_mut(half);
+            map([self.grad.row(index), gate, up], [grad_gate, grad_up, y], |[grad, gate, up]| {
+                gradients::<FMA>(grad, gate, up)
             });
         }
     }
@@ -151,6 +199,13 @@ mod tests {
             assert_close(&fused_forward(&gate_up).unwrap().unwrap(), &torch_forward(&gate_up).unwrap(), 1e-6);
             let found = fused_backward(&grad, &gate_up).unwrap().unwrap();
             assert_close(&found, &torch_backward(&grad, &gate_up).unwrap(), 1e-6);
+            let [again, y] = backward_again(&grad, &gate_up).unwrap();
+            assert_eq!(again, found);
+            assert_close(&y, &torch_forward(&gate_up).unwrap(), 1e-6);
+            let doubled = [&grad, &gate_up].map(|x| x.to_kind(Kind::Double));
+            let [again, y] = backward_again(&doubled[0], &doubled[1]).unwrap();
+            assert_close(&again, &found.to_kind(Kind::Double), 1e-6);
+            assert_close(&y, &torch_forward(&doubled[1]).unwrap(), 1e-12);
         }
     }
 

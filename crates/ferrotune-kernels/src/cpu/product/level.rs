@@ -7,8 +7,10 @@ use std::ops::Range;
 
 /// Columns of the right factor that one task computes where nothing is copied.
 const FEW_COLUMNS: usize = 48;
+/// Rows that meet a panel once, those of an adapter's gradient say, for which a panel that lies dense is not copied.
+const UNCOPIED_ROWS: usize = 48;
 /// Rows of a task at the least: with fewer, the copy of the panel would weigh.
-const TASK_ROWS: usize = 96;
+const TASK_ROWS: usize = 192;
 
 /// Some columns of a result with few rows.
 pub(in crate::cpu) struct Few {
@@ -238,6 +240,15 @@ unsafe fn rows_avx2(block: &Rows) {
     unsafe { tile::rows::<__m256, 6, 2>(block) };
 }
 
+/// Whether so few rows meet the columns of a panel that its copy would cost as much as their product, and it can be read where it lies.
+fn reads_in_place(term: &Term, rows: usize, columns: Range<usize>) -> bool {
+    rows <= UNCOPIED_ROWS
+        && term.scale == 1.0
+        && term.right.column_stride == 1
+        && columns.len().is_multiple_of(GROUP)
+        && term.columns_among(columns.clone()) == columns
+}
+
 /// # Safety
 /// As [`Level::fill_panel`]; inlined into code with the instructions of `V`.
 #[inline(always)]
@@ -258,7 +269,14 @@ unsafe fn fill_panel<V: Vector>(
             // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
             // the target; a panel of that depth fits the scratch.
             unsafe {
-                panel::pack::<V>(term, depth.clone(), first, panel);
+                let (panel, panel_stride) = if reads_in_place(term, rows.len(), first..first + columns) {
+                    let first = first - term.first_column;
+                    let start = term.right.start.as_ptr().add(depth.start * term.right.row_stride + first);
+                    (start.cast_const(), term.right.row_stride)
+                } else {
+                    panel::pack::<V>(term, depth.clone(), first, panel);
+                    (panel.as_ptr(), panel::WIDTH)
+                };
                 compute(&Rows {
                     rows: rows.len(),
                     columns,
@@ -270,8 +288,8 @@ unsafe fn fill_panel<V: Vector>(
                         .add(rows.start * term.left.row_stride + depth.start * term.left.column_stride),
                     left_row_stride: term.left.row_stride,
                     left_depth_stride: term.left.column_stride,
-                    panel: panel.as_ptr(),
-                    panel_stride: panel::WIDTH,
+                    panel,
+                    panel_stride,
                     target: target.start.as_ptr().add(rows.start * target.columns + first),
                     target_row_stride: target.columns,
                     add: index > 0 || depth.start > 0 || target.holds_sums,

@@ -144,7 +144,9 @@ pub fn grouped_lora_linear(
     let prologue = prologue.to_owned(NAME, weight.in_features())?;
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
     let y = apply_one(GroupedLora { prologue, weight: weight.shallow_clone(), bias, places }, &inputs)?;
-    Ok(first_rows(y, flat.size()[0])?.f_view(shape.as_slice())?)
+    let y = first_rows(y, flat.size()[0])?;
+    // A view of the same shape would be one more node for backward, and one that cannot be changed in place without another.
+    Ok(if y.size() == shape { y } else { y.f_view(shape.as_slice())? })
 }
 
 /// Where one update acts.

@@ -145,11 +145,16 @@ impl Layer {
             Some((x, attended, layout)) => (x, attended, layout),
             None => (x, attended, layout),
         };
-        let x = x.f_add(&self.o_proj.forward_packed(Prologue::None, attended, layout, mode)?)?;
+        let x = add(x, self.o_proj.forward_packed(Prologue::None, attended, layout, mode)?)?;
         let norm = Prologue::RmsNorm { weight: &self.post_attention_layernorm, eps: config.rms_norm_eps };
         let gate_up = self.gate_up_proj.forward_packed(norm, &x, layout, mode)?;
-        Ok(x.f_add(&self.down_proj.forward_packed(Prologue::SwiGlu, &gate_up, layout, mode)?)?)
+        add(&x, self.down_proj.forward_packed(Prologue::SwiGlu, &gate_up, layout, mode)?)
     }
+}
+
+/// `x + y`, in the memory of `y`, which is new, where the sum has its kind.
+fn add(x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+    Ok(if x.kind() == y.kind() { y.f_add_(x)? } else { x.f_add(&y)? })
 }
 
 /// The layout of a selection of rows, in their order; only the adapters matter in it.

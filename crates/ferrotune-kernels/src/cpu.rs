@@ -30,7 +30,7 @@ pub(crate) use product::{
     Compact, FEW_ROWS, Matrix, Term, add_products, narrow_products, product, products_beside, sum_of_products,
 };
 pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
-pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, sum_of_lanes, update};
+pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, update};
 
 /// A tensor of reproducible noise in `[-1, 1)`.
 #[cfg(test)]

@@ -270,7 +270,13 @@ pub fn frozen_linear(x: &Tensor, weight: &FrozenWeight, bias: Option<&Tensor>) -
         check_shape("frozen_linear", "bias", bias, &[weight.out_features()])?;
     }
     let y = apply_one(FrozenLinear { weight: weight.shallow_clone(), bias, rows: 0 }, &[Some(&flat)])?;
-    Ok(first_rows(y, flat.size()[0])?.f_view(shape.as_slice())?)
+    in_shape(first_rows(y, flat.size()[0])?, &shape)
+}
+
+/// The result of a layer in its shape. A view of the same shape would be one more node for backward, and could not be changed in place
+/// without another.
+pub(crate) fn in_shape(y: Tensor, shape: &[i64]) -> Result<Tensor> {
+    if y.size() == shape { Ok(y) } else { Ok(y.f_view(shape)?) }
 }
 
 /// `x` as `[rows, columns]`, and the shape of a result with `out_features`.

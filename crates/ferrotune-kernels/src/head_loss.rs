@@ -1,7 +1,7 @@
 //! Output head and cross-entropy in one function that never keeps the logits.
 
 use crate::{
-    cpu::{Kernel, LANES, RowsMut, change_rows, dispatch, exp, largest},
+    cpu::{Kernel, LANES, RowsMut, change_rows, dispatch, exp_of_negative, largest},
     error::{Error, Result, check_shape},
     frozen::FrozenWeight,
     kind::wide_kind,
@@ -236,7 +236,7 @@ impl Kernel for ToGradient<'_> {
             let largest = largest(z);
             // The target apart from the others: where its probability is near one, the gradient is the others' share, which a
             // difference of the two would leave few digits of.
-            let of_target = f64::from(exp::<FMA>(z[id] - largest));
+            let of_target = f64::from(exp_of_negative::<FMA>(z[id] - largest));
             z[id] = f32::NEG_INFINITY;
             let of_others = exponentials::<FMA>(z, largest);
             let total = of_target + of_others;
@@ -281,12 +281,12 @@ fn exponentials<const FMA: bool>(numbers: &mut [f32], largest: f32) -> f64 {
         let mut lanes = [0.0; LANES];
         for block in blocks {
             for lane in 0..LANES {
-                block[lane] = exp::<FMA>(block[lane] - largest);
+                block[lane] = exp_of_negative::<FMA>(block[lane] - largest);
                 lanes[lane] += block[lane];
             }
         }
         for x in &mut *rest {
-            *x = exp::<FMA>(*x - largest);
+            *x = exp_of_negative::<FMA>(*x - largest);
         }
         total += lanes.iter().chain(&*rest).map(|&x| f64::from(x)).sum::<f64>();
     }

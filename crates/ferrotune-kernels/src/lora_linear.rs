@@ -5,7 +5,7 @@ use crate::{
     dropout::Dropout,
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
-    frozen::{FrozenWeight, Update, flatten_rows, frozen_linear},
+    frozen::{FrozenWeight, Update, flatten_rows, frozen_linear, in_shape},
     matmul::matmul,
     prologue::{OwnedPrologue, Prologue},
     random::Mode,
@@ -144,9 +144,7 @@ pub fn grouped_lora_linear(
     let prologue = prologue.to_owned(NAME, weight.in_features())?;
     let bias = bias.map(|bias| bias.f_detach()).transpose()?;
     let y = apply_one(GroupedLora { prologue, weight: weight.shallow_clone(), bias, places }, &inputs)?;
-    let y = first_rows(y, flat.size()[0])?;
-    // A view of the same shape would be one more node for backward, and one that cannot be changed in place without another.
-    Ok(if y.size() == shape { y } else { y.f_view(shape.as_slice())? })
+    in_shape(first_rows(y, flat.size()[0])?, &shape)
 }
 
 /// Where one update acts.

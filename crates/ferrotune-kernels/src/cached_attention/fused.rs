@@ -6,7 +6,7 @@ use crate::{
     cpu::{
         Kernel, LANES, Rows,
         attention::{over_cache, takes},
-        dispatch, dot, exp, fill_rows_beside, largest, mul_add,
+        dispatch, dot, exp_of_negative, fill_rows_beside, largest, mul_add,
     },
     error::Result,
 };
@@ -225,13 +225,13 @@ impl Tile {
             }
             let new = largest(&weights);
             if new > self.largest[query] {
-                let correction = exp::<FMA>(self.largest[query] - new);
+                let correction = exp_of_negative::<FMA>(self.largest[query] - new);
                 y.iter_mut().for_each(|y| *y *= correction);
                 self.sum[query] *= correction;
                 self.largest[query] = new;
             }
             for weight in &mut weights {
-                *weight = exp::<FMA>(*weight - self.largest[query]);
+                *weight = exp_of_negative::<FMA>(*weight - self.largest[query]);
             }
             self.sum[query] += dot::<FMA>(&weights, &[1.0; KEYS]);
             add_all::<FMA>(y, &weights[seen.clone()], |place| value(first_row + seen.start + place));

@@ -315,15 +315,16 @@ mod tests {
     #[test]
     fn a_score_that_grows_far_beyond_the_first_is_no_overflow() {
         // The later key outweighs the first 64 by e^200: all weight is on it.
-        let lengths = [(1, 99)];
-        let layout = SequenceLayout::continuing(&lengths).unwrap();
         let options = AttentionOptions { scale: 1.0, sliding_window: None };
-        let attention = CachedAttention::new(&layout, &[vec![0..100]], options, Device::Cpu).unwrap();
-        let cache = Tensor::ones([100, 2, 4], (Kind::Float, Device::Cpu));
-        let _ = cache.get(80).fill_(50.0);
-        let q = Tensor::ones([1, 1, 4], (Kind::Float, Device::Cpu));
-        let y = fused::attend(&attention.sequences, &q, &cache, options).unwrap().unwrap();
-        assert_close(&y, &Tensor::full([1, 1, 4], 50.0, (Kind::Float, Device::Cpu)), 1e-6);
+        for (new, head_dim) in [(1, 4), (1, 16), (2, 16)] {
+            let layout = SequenceLayout::continuing(&[(new, 100 - new)]).unwrap();
+            let attention = CachedAttention::new(&layout, &[vec![0..100]], options, Device::Cpu).unwrap();
+            let cache = Tensor::ones([100, 2, head_dim], (Kind::Float, Device::Cpu));
+            let _ = cache.get(80).fill_(50.0);
+            let q = Tensor::ones([new, 1, head_dim], (Kind::Float, Device::Cpu));
+            let y = fused::attend(&attention.sequences, &q, &cache, options).unwrap().unwrap();
+            assert_close(&y, &(q.ones_like() * 50.0), 1e-6);
+        }
     }
 
     #[test]

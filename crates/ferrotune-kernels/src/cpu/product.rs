@@ -3,7 +3,8 @@
 //! `y = x W^T + p B^T` and `dx = g W + q A` are each one pass over the result: the update's few columns go through the registers that
 //! hold the sums of the base. A general product packs both of its factors; here the left one is read where it lies, and of the right
 //! one the thread copies 48 columns at a time into its second cache, where all rows of the left one meet them. Where the left factor
-//! has few rows, as in decoding, even that copy would cost more than the product, and sums run along the depth instead.
+//! has few rows, as in decoding, even that copy would cost more than the product: sums run along the depth instead, or, where rows of
+//! the right one lie dense, it is read in place.
 //!
 //! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it, except where two of them
 //! read the same factor: see [`narrow`]. On others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn terms_are_added_to_their_own_columns_with_their_own_factor() {
-        for rows in [3, 70] {
+        for rows in [3, 40, 70] {
             let (x, w) = (noise(1, &[rows, 40]), noise(2, &[130, 40]));
             // Borders that are those of no register and no panel; the last two share columns.
             let places = [(0, 37), (37, 60), (90, 40)];
@@ -370,6 +371,15 @@ mod tests {
                 let (left, right) = (Matrix::of(p).unwrap(), Matrix::of(b).unwrap().turned());
                 let term = Term { first_column: first as usize, scale: 0.5, ..Term::new(left, right) };
                 terms.push(term);
+            }
+            // Columns that lie dense are read in place where they are those of a panel, and copied where they are not.
+            let dense = [(48, 48), (53, 64)]
+                .map(|(first, width)| (first, noise(20 + first as u64, &[rows, 5]), noise(30, &[5, width])));
+            for (first, p, b) in &dense {
+                let mut columns = expected.narrow(1, *first, b.size()[1]);
+                let _ = columns.g_add_(&in_double(p).matmul(&in_double(b)));
+                let (left, right) = (Matrix::of(p).unwrap(), Matrix::of(b).unwrap());
+                terms.push(Term { first_column: *first as usize, ..Term::new(left, right) });
             }
             for found in at_all_levels(&terms) {
                 assert_close(&in_double(&found), &expected, 1e-6);
@@ -397,15 +407,20 @@ mod tests {
 
     #[test]
     fn no_number_of_threads_and_no_neighbouring_row_changes_a_bit() {
-        let (x, w) = (noise(1, &[500, 300]), noise(2, &[200, 300]).tr());
-        let of = |threads, x: &Tensor| {
-            tch::set_num_threads(threads);
-            let term = Term::new(Matrix::of(x).unwrap(), Matrix::of(&w).unwrap());
-            Tensor::stack(&at_all_levels(&[term]), 1)
-        };
-        let whole = of(1, &x);
-        assert_eq!(of(3, &x), whole);
-        assert_eq!(of(3, &x.narrow(0, 101, 77)), whole.narrow(0, 101, 77));
+        let x = noise(1, &[500, 300]);
+        // The second is read in place by few rows.
+        for w in [noise(2, &[200, 300]).tr(), noise(2, &[300, 192])] {
+            let of = |threads, x: &Tensor| {
+                tch::set_num_threads(threads);
+                let term = Term::new(Matrix::of(x).unwrap(), Matrix::of(&w).unwrap());
+                Tensor::stack(&at_all_levels(&[term]), 1)
+            };
+            let whole = of(1, &x);
+            assert_eq!(of(3, &x), whole);
+            for rows in [77, 40] {
+                assert_eq!(of(3, &x.narrow(0, 101, rows)), whole.narrow(0, 101, rows));
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 /// Queries of a block.
 pub(super) const QUERIES: usize = 96;
-/// Keys of a block, a whole number of panels; with the queries they fill a tenth of a megabyte.
+/// Keys of a block, a whole number of panels; with the queries they fill a seventh of a megabyte.
 pub(super) const KEYS: usize = 8 * WIDTH;
 /// Queries or keys for which what is not seen is left out of a product.
 pub(super) const STEP: usize = 16;

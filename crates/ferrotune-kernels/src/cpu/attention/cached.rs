@@ -33,9 +33,10 @@ fn over_cache_at(
     let (q, cache_heads) = (inputs.q, inputs.k.heads);
     let job = OverCache { forward: Forward { inputs, output, lse: None }, sequences };
     let tasks = job.tasks();
-    let longest = sequences.iter().map(Sequence::len).max().unwrap_or(0);
-    let of_a_copy = longest * q.head_dim + inputs.copy_size(longest) + QUERIES * KEYS;
-    let room = of_a_copy.max(single::room(longest, 2 * q.heads / cache_heads));
+    let room = |sequence: &Sequence| match (sequence.tokens.len(), sequence.len()) {
+        (1, length) => single::room(length, 2 * q.heads / cache_heads),
+        (_, length) => length * q.head_dim + inputs.copy_size(length) + QUERIES * KEYS,
+    };
     let pairs = |sequence: &Sequence| match sequence.tokens.len() {
         1 => PRODUCTS_PER_NUMBER * sequence.len(),
         tokens => tokens * sequence.len(),
@@ -43,7 +44,7 @@ fn over_cache_at(
     let pairs = sequences.iter().map(pairs).sum::<usize>();
     in_parallel(tasks.len(), pairs * q.heads * q.head_dim, |index| {
         let (sequence, task) = &tasks[index];
-        with_scratch(room, |scratch| {
+        with_scratch(room(sequence), |scratch| {
             // SAFETY: the level's instructions are there; each task writes heads of its own of the new tokens.
             unsafe {
                 match level {
@@ -81,7 +82,7 @@ impl OverCache<'_> {
     }
 
     /// # Safety
-    /// As [`OverCache::copied`].
+    /// As [`OverCache::copied`], or [`single::attend`] for a single token.
     #[inline(always)]
     unsafe fn run<V: Vector>(&self, sequence: &Sequence, task: &Task, scratch: &mut [f32]) {
         // SAFETY: as the caller says.
@@ -171,7 +172,12 @@ mod tests {
 
     #[test]
     fn new_tokens_after_others_with_rows_anywhere_at_every_level() {
-        let (heads, kv_heads, head_dim) = (6, 2, 48);
+        for (heads, kv_heads, head_dim) in [(6, 2, 48), (11, 1, 16)] {
+            at_every_level(heads, kv_heads, head_dim);
+        }
+    }
+
+    fn at_every_level(heads: i64, kv_heads: i64, head_dim: i64) {
         // Rows of the tokens before and the new ones, in pieces; the second begins with rows of the first.
         let rows: [&[Range<usize>]; 6] = [
             &[100..140, 0..60],

@@ -4,7 +4,9 @@ use super::{
     Heads, Inputs, Task,
     block::{Block, KEYS, QUERIES, STEP, copy, multiply},
 };
-use crate::cpu::{LANES, exp_of_negative, largest, product::Rows, product::vector::Vector, sum_of_lanes};
+use crate::cpu::{
+    LANES, exp_of_negative, largest, product::Rows, product::vector::Vector, simd::sum_of_lanes,
+};
 use std::ops::Range;
 
 pub(super) struct Forward {

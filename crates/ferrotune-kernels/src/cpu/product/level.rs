@@ -9,7 +9,7 @@ use std::ops::Range;
 const FEW_COLUMNS: usize = 48;
 /// Rows that meet a panel once, those of an adapter's gradient say, for which a panel that lies dense is not copied.
 const UNCOPIED_ROWS: usize = 48;
-/// Rows of a task at the least: with fewer, the copy of the panel would weigh.
+/// Rows of a task, about: with fewer, the copy of the panel would weigh.
 const TASK_ROWS: usize = 192;
 
 /// Some columns of a result with few rows.

@@ -64,7 +64,8 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows,
                     *sum = factor.mul_add(right, *sum);
                 }
             }
-            panel = panel.add(block.panel_stride);
+            // After the last row there may be nothing.
+            panel = panel.wrapping_add(block.panel_stride);
         }
         let width = block.columns - column;
         for (index, sums) in sums.iter().enumerate() {

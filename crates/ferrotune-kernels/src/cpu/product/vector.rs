@@ -277,3 +277,38 @@ impl Vector for __m256 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::product::Level;
+
+    unsafe fn sums<V: Vector>(numbers: &[f32]) -> [f32; 16] {
+        unsafe { V::sums(std::array::from_fn(|row| V::load(numbers[row * V::LANES..].as_ptr()))) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    unsafe fn sums_avx512(numbers: &[f32]) -> [f32; 16] {
+        unsafe { sums::<__m512>(numbers) }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn sums_avx2(numbers: &[f32]) -> [f32; 16] {
+        unsafe { sums::<__m256>(numbers) }
+    }
+
+    #[test]
+    fn each_register_has_its_own_sum_at_every_level() {
+        // Whole numbers: every order of additions gives the same.
+        let numbers: Vec<f32> = (0..256u32).map(|place| (place * place % 1009) as f32).collect();
+        for level in Level::available() {
+            // SAFETY: the level's instructions are there, and numbers for 16 registers.
+            let (found, lanes) = match level {
+                Level::Avx512 => (unsafe { sums_avx512(&numbers) }, 16),
+                Level::Avx2 => (unsafe { sums_avx2(&numbers) }, 8),
+            };
+            let expected = numbers.chunks(lanes).map(|register| register.iter().sum::<f32>());
+            assert!(found.into_iter().eq(expected.take(16)), "{level:?} {found:?}");
+        }
+    }
+}

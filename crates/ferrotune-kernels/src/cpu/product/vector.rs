@@ -78,11 +78,11 @@ impl Vector for __m512 {
             // What is left of two registers is put into one, so that few additions do for all.
             let (mut eights, mut fours, mut pairs) =
                 ([_mm512_setzero_ps(); 8], [_mm512_setzero_ps(); 4], [_mm512_setzero_ps(); 2]);
-            for place in 0..8 {
+            for (place, eight) in eights.iter_mut().enumerate() {
                 let row = place / 4 * 8 + place % 4;
                 let (a, b) = (registers[row], registers[row + 4]);
                 let (low, high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-                eights[place] = _mm512_add_ps(low, high);
+                *eight = _mm512_add_ps(low, high);
             }
             for place in 0..4 {
                 let (a, b) = (eights[place], eights[place + 4]);

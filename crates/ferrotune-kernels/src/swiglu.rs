@@ -125,7 +125,7 @@ impl Kernel for Forward<'_> {
         let half = self.gate_up.width() / 2;
         for (index, y) in self.range.zip(self.y.chunks_exact_mut(half)) {
             let (gate, up) = self.gate_up.row(index).split_at(half);
-            map([gate, up], [y], |[gate, up]| [gate * (1.0 / (1.0 + exp::<FMA>(-gate))) * up]);
+            map([gate, up], [y], |[gate, up]| [gate * sigmoid::<FMA>(gate)[1] * up]);
         }
     }
 }
@@ -152,11 +152,17 @@ impl Kernel for Backward<'_> {
     }
 }
 
+/// `exp(-gate)`, and `1 / (1 + exp(-gate))`.
+#[inline(always)]
+fn sigmoid<const FMA: bool>(gate: f32) -> [f32; 2] {
+    let exponential = exp::<FMA>(-gate);
+    [exponential, 1.0 / (1.0 + exponential)]
+}
+
 /// The gradients of gate and up, and `silu(gate) * up`.
 #[inline(always)]
 fn gradients<const FMA: bool>(grad: f32, gate: f32, up: f32) -> [f32; 3] {
-    let exponential = exp::<FMA>(-gate);
-    let sigmoid = 1.0 / (1.0 + exponential);
+    let [exponential, sigmoid] = sigmoid::<FMA>(gate);
     // 1 - sigmoid, without cancellation where sigmoid is near one and without infinity where it is near zero.
     let rest = if gate < 0.0 { 1.0 - sigmoid } else { exponential * sigmoid };
     let silu = gate * sigmoid;

@@ -31,6 +31,7 @@ pub(super) fn attend(
     let (shape, kv_heads) = (q.size(), cache.size()[1] as usize / 2);
     let width = queries.width() / kv_heads;
     let head_dim = cached.width() / (2 * kv_heads);
+    // The rest is for heads and processors that no loops are written for.
     if takes(head_dim as i64) {
         let y = q.f_empty_like()?;
         return Ok(over_cache(sequences, [q, cache, &y], options).then_some(y));

@@ -44,7 +44,7 @@ pub(super) unsafe fn attend<V: Vector>(
     // SAFETY: as the caller says; pieces are rows of the cache, and there is a place in the scores for each of these.
     unsafe {
         for (place, rows) in pieces(&sequence.rows, unseen) {
-            few::<V>(
+            tile::few::<V>(
                 &Few {
                     rows: heads,
                     columns: rows.len(),
@@ -91,19 +91,6 @@ fn pieces(rows: &[Range<usize>], unseen: usize) -> impl Iterator<Item = (usize, 
         passed += rows.len();
         (skipped < rows.len()).then(|| (place, rows.start + skipped..rows.end))
     })
-}
-
-/// # Safety
-/// As [`tile::few`].
-#[inline(always)]
-unsafe fn few<V: Vector>(block: &Few, right: DenseRows) {
-    // SAFETY: as the caller says.
-    unsafe {
-        match V::LANES {
-            16 => tile::few::<V, 8, 3>(block, right),
-            _ => tile::few::<V, 4, 2>(block, right),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -183,13 +183,13 @@ fn rows_of<B>(blocks: &[B], first: usize, depth: usize) -> CompactRows<B> {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn few_avx512(block: &Few, right: impl RightRows) {
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { tile::few::<__m512, 8, 3>(block, right) };
+    unsafe { tile::few::<__m512>(block, right) };
 }
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn few_avx2(block: &Few, right: impl RightRows) {
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { tile::few::<__m256, 4, 2>(block, right) };
+    unsafe { tile::few::<__m256>(block, right) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
@@ -267,7 +267,7 @@ unsafe fn fill_panel<V: Vector>(
         }
         for depth in panel::depth_blocks(term.left.columns, panel::DEPTH) {
             // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
-            // the target; a panel of that depth fits the scratch.
+            // the target; a panel of that depth fits the scratch, and one that is read in place is columns of the factor in whole groups.
             unsafe {
                 let (panel, panel_stride) = if reads_in_place(term, rows.len(), first..first + columns) {
                     let first = first - term.first_column;

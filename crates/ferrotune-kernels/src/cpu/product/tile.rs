@@ -95,10 +95,21 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(block: &Rows,
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-pub(in crate::cpu) unsafe fn few<V: Vector, const LEFT: usize, const RIGHT: usize>(
-    block: &Few,
-    right: impl RightRows,
-) {
+pub(in crate::cpu) unsafe fn few<V: Vector>(block: &Few, right: impl RightRows) {
+    // Of 32 registers 24 hold sums, and of 16 eight.
+    // SAFETY: as the caller says.
+    unsafe {
+        match V::LANES {
+            16 => few_in_tiles::<V, 8, 3>(block, right),
+            _ => few_in_tiles::<V, 4, 2>(block, right),
+        }
+    }
+}
+
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn few_in_tiles<V: Vector, const LEFT: usize, const RIGHT: usize>(block: &Few, right: impl RightRows) {
     let mut row = 0;
     // SAFETY: rows of left and right within the block's counts.
     unsafe {

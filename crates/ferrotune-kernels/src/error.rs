@@ -32,6 +32,24 @@ pub enum Error {
         /// Number of rows of the head's weight.
         vocabulary: i64,
     },
+    /// A kind of numbers that the function is not made for.
+    #[error("{function}: kind {found:?}, expected {expected}")]
+    Kind {
+        /// The function called.
+        function: &'static str,
+        /// The kind.
+        found: tch::Kind,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A row that a weight does not have.
+    #[error("row {row} of a weight with {rows} rows; expected one of 0 to {rows}, exclusive")]
+    RowOutOfRange {
+        /// The row.
+        row: i64,
+        /// Number of rows.
+        rows: i64,
+    },
     /// A dropout probability outside `[0, 1)`.
     #[error("dropout probability {0} is outside [0, 1)")]
     Dropout(f64),

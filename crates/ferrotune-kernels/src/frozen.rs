@@ -1,26 +1,41 @@
 //! A weight that never changes.
 
 use crate::{
-    cpu::{Compact, FEW_ROWS, Matrix, Term, add_products, sum_of_products},
-    error::{Result, check_shape},
+    cpu::{
+        Compact, FEW_ROWS, Factor, Matrix, Term, add_products, reads_as_it_is, reads_bf16, sum_of_products,
+    },
+    error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
+    filled_tensor::filled_tensor,
 };
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Weight `W` of a frozen linear map, `[out_features, in_features]`.
 ///
 /// Every product with the base model goes through this type. It never has a gradient and keeps nothing for backward, so how its
-/// numbers are stored is its own affair. That is a dense tensor, and, from the first product of few rows on (a step of generation),
-/// beside it the same f32 numbers in the fewest bits that hold them exactly, where the weight came from bf16 or from blocks of 4 or 8
-/// bits: such a product takes the time to read the weight.
+/// numbers are kept is its own affair: as the tensor that was given, or in the fewest bits that hold them exactly, where they came from
+/// bf16 or from blocks of 4 or 8 bits ([`FrozenWeight::in_fewest_bits`]). Beside a tensor of f32 that other form is kept from the first
+/// product of few rows on (a step of generation): such a product takes the time to read the weight.
 #[derive(Debug)]
 pub struct FrozenWeight {
-    weight: Tensor,
-    compact: Arc<OnceLock<Option<Compact>>>,
+    numbers: Numbers,
+    out_features: i64,
+    in_features: i64,
+    /// In which products are computed.
+    kind: Kind,
+    device: Device,
     /// The same weight in the last other kind that was asked for.
     in_other_kind: Arc<Mutex<Option<Tensor>>>,
+}
+
+/// How the numbers of a weight are kept.
+#[derive(Debug)]
+enum Numbers {
+    /// In the kind of products, or in bf16; and in f32 for products of few rows in fewer bits, once there was one.
+    Dense(Tensor, Arc<OnceLock<Option<Compact>>>),
+    Compact(Arc<Compact>),
 }
 
 impl FrozenWeight {
@@ -54,24 +69,124 @@ impl FrozenWeight {
         Ok(Self::of(stacked.f_detach()?))
     }
 
+    /// Freezes a weight of shape `[out_features, in_features]` for products in `kind`, and keeps its numbers in the fewest bits.
+    ///
+    /// For products in f32 on the CPU a weight in bf16 stays as it is, and numbers of f32 that came from bf16 or from blocks of 4 or 8 bits
+    /// are kept in as many: a half to a fifth of the memory. Each number of f32 can be had again from them, and results are those of the
+    /// weight in f32, bit by bit. Any other weight is converted to `kind`, and so is one for which libtorch's products are the best that this
+    /// machine has.
+    ///
+    /// ```
+    /// use ferrotune_kernels::{FrozenWeight, tch::{Device, Kind, Tensor}};
+    /// let stored = Tensor::ones([4, 3], (Kind::BFloat16, Device::Cpu));
+    /// let weight = FrozenWeight::in_fewest_bits(&stored, Kind::Float)?;
+    /// let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+    /// assert_eq!(weight.forward_product(&x)?, Tensor::ones([2, 4], (Kind::Float, Device::Cpu)) * 3);
+    /// # Ok::<(), ferrotune_kernels::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) unless it has two dimensions; [`Error::Torch`](crate::Error::Torch) if there is no memory.
+    pub fn in_fewest_bits(weight: &Tensor, kind: Kind) -> Result<Self> {
+        check_shape("FrozenWeight::in_fewest_bits", "weight", weight, &[-1, -1])?;
+        let weight = weight.f_detach()?;
+        let on_cpu = weight.device() == Device::Cpu;
+        if kind != Kind::Float || !on_cpu {
+            return Ok(Self::of(weight.f_to_kind(kind)?));
+        }
+        if weight.kind() == Kind::BFloat16 && Self::keeps_bf16() {
+            return Ok(Self { kind, ..Self::of(weight) });
+        }
+        let weight = weight.f_to_kind(kind)?;
+        let compact = Compact::of(&weight).filter(|compact| reads_as_it_is(&compact.factor()));
+        Ok(match compact {
+            Some(compact) => Self::of_compact(compact, weight.size2()?),
+            None => Self::of(weight),
+        })
+    }
+
+    /// The same of a weight on the CPU whose f32 numbers come from elsewhere, from a file say: it never takes the memory of all of them,
+    /// where fewer bits hold them.
+    ///
+    /// `fill` is handed the place of some numbers, as that of their first byte, and their memory, as for [`filled_tensor`]. It is called
+    /// on libtorch's threads, and may be asked for the same numbers again.
+    ///
+    /// ```
+    /// use ferrotune_kernels::{Error, FrozenWeight};
+    /// let file = [1.0f32; 12].map(f32::to_ne_bytes).concat();
+    /// let weight = FrozenWeight::filled([4, 3], |first, bytes| {
+    ///     bytes.copy_from_slice(&file[first..first + bytes.len()]);
+    ///     Ok::<(), Error>(())
+    /// })?;
+    /// assert_eq!(weight.out_features(), 4);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `fill`; [`Error::Shape`] for a negative size; [`Error::Torch`] if there is no memory.
+    pub fn filled<E: From<Error> + Send>(
+        shape: [i64; 2],
+        fill: impl Fn(usize, &mut [u8]) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<Self, E> {
+        let [rows, columns] = shape.map(usize::try_from);
+        let (Ok(rows), Ok(columns)) = (rows, columns) else {
+            let (function, what) = ("FrozenWeight::filled", "weight".to_owned());
+            let expected = "two numbers that are not negative".to_owned();
+            return Err(Error::Shape { function, what, found: shape.to_vec(), expected }.into());
+        };
+        // What the first row is, the others are.
+        let row = Compact::filled([rows.min(1), columns], &fill)?;
+        let compact = match row.is_some_and(|row| reads_as_it_is(&row.factor())) {
+            true => Compact::filled([rows, columns], &fill)?,
+            false => None,
+        };
+        match compact {
+            Some(compact) => Ok(Self::of_compact(compact, (shape[0], shape[1]))),
+            None => Ok(Self::of(filled_tensor(&shape, Kind::Float, fill)?)),
+        }
+    }
+
+    fn of_compact(compact: Compact, (out_features, in_features): (i64, i64)) -> Self {
+        Self {
+            numbers: Numbers::Compact(Arc::new(compact)),
+            out_features,
+            in_features,
+            kind: Kind::Float,
+            device: Device::Cpu,
+            in_other_kind: Arc::default(),
+        }
+    }
+
+    /// Whether a weight in bf16 on the CPU stays so for products in f32 on this machine.
+    pub fn keeps_bf16() -> bool {
+        reads_bf16()
+    }
+
     fn of(weight: Tensor) -> Self {
-        Self { weight, compact: Arc::default(), in_other_kind: Arc::default() }
+        Self {
+            out_features: weight.size()[0],
+            in_features: weight.size()[1],
+            kind: weight.kind(),
+            device: weight.device(),
+            numbers: Numbers::Dense(weight, Arc::default()),
+            in_other_kind: Arc::default(),
+        }
     }
 
     /// Another handle on the same numbers.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        Self {
-            weight: self.weight.shallow_clone(),
-            compact: Arc::clone(&self.compact),
-            in_other_kind: Arc::clone(&self.in_other_kind),
-        }
+        let numbers = match &self.numbers {
+            Numbers::Dense(weight, compact) => Numbers::Dense(weight.shallow_clone(), Arc::clone(compact)),
+            Numbers::Compact(compact) => Numbers::Compact(Arc::clone(compact)),
+        };
+        Self { numbers, in_other_kind: Arc::clone(&self.in_other_kind), ..*self }
     }
 
     /// The weight rounded to `kind`, for products in that kind.
     ///
-    /// Since it never changes it is rounded once, and kept beside the weight until another kind is asked for; in its own kind it is
-    /// the weight itself.
+    /// Since it never changes it is rounded once, and kept beside the weight until another kind is asked for; in its own kind, and in
+    /// that in which it is stored, it is the weight itself.
     ///
     /// ```
     /// use ferrotune_kernels::{FrozenWeight, tch::{Device, Kind, Tensor}};
@@ -85,58 +200,135 @@ impl FrozenWeight {
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) if libtorch fails, out of memory included.
     pub fn in_kind(&self, kind: Kind) -> Result<Self> {
-        if kind == self.kind() {
+        if kind == self.kind {
             return Ok(self.shallow_clone());
+        }
+        if let Numbers::Dense(weight, _) = &self.numbers
+            && weight.kind() == kind
+        {
+            return Ok(Self::of(weight.shallow_clone()));
         }
         let mut kept = self.in_other_kind.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(weight) = kept.as_ref().filter(|weight| weight.kind() == kind) {
             return Ok(Self::of(weight.shallow_clone()));
         }
-        let weight = self.weight.f_to_kind(kind)?;
+        let weight = self.dense()?.f_to_kind(kind)?;
         *kept = Some(weight.shallow_clone());
         Ok(Self::of(weight))
     }
 
     /// Number of rows.
     pub fn out_features(&self) -> i64 {
-        self.weight.size()[0]
+        self.out_features
     }
 
     /// Number of columns.
     pub fn in_features(&self) -> i64 {
-        self.weight.size()[1]
+        self.in_features
     }
 
-    /// Bytes that the compact form beside the dense weight will take once it is made; 0 if there is none, or it is there already.
+    /// Bytes that the form in fewer bits beside a dense weight will take once it is made; 0 if there is none, or it is there already.
     ///
     /// Judged by the first row: weights are of one kind throughout.
     pub fn compact_bytes(&self) -> usize {
-        let first = || self.weight.f_narrow(0, 0, 1).ok();
-        match self.compact.get() {
-            Some(_) => 0,
-            None => {
-                first().and_then(|row| Some(Compact::of(&Matrix::of(&row)?)?.size())).unwrap_or(0)
-                    * self.out_features() as usize
+        match &self.numbers {
+            Numbers::Dense(weight, compact) if compact.get().is_none() && self.kind == Kind::Float => {
+                let row = weight.f_narrow(0, 0, 1).ok();
+                let compact = row.and_then(|row| Compact::of(&row));
+                compact.map_or(0, |compact| compact.size()) * self.out_features as usize
             }
+            _ => 0,
+        }
+    }
+
+    /// Bytes that its numbers take, as they are kept, without a form beside them.
+    pub fn stored_bytes(&self) -> usize {
+        match &self.numbers {
+            Numbers::Dense(weight, _) => weight.numel() * weight.kind().elt_size_in_bytes(),
+            Numbers::Compact(compact) => compact.size(),
+        }
+    }
+
+    /// Bytes that the weight rounded to `kind` will take beside these numbers; 0 if they are in that kind.
+    pub fn rounded_bytes(&self, kind: Kind) -> usize {
+        match &self.numbers {
+            Numbers::Dense(weight, _) if kind == weight.kind() => 0,
+            _ if kind == self.kind => 0,
+            _ => (self.out_features * self.in_features) as usize * kind.elt_size_in_bytes(),
         }
     }
 
     /// The kind in which products are computed.
     pub fn kind(&self) -> Kind {
-        self.weight.kind()
+        self.kind
     }
 
-    /// Where the numbers lie.
-    pub fn device(&self) -> tch::Device {
-        self.weight.device()
+    /// Where the numbers are.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
-    /// The dense weight of rows `start..start + rows`.
+    /// The dense weight of rows `start..start + rows`, in the kind of products.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if the rows do not exist.
+    /// [`Error::RowOutOfRange`](crate::Error::RowOutOfRange) if the rows do not exist; [`Error::Torch`](crate::Error::Torch) if there is
+    /// no memory.
     pub fn dense_rows(&self, start: i64, rows: i64) -> Result<Tensor> {
-        Ok(self.weight.f_narrow(0, start, rows)?)
+        let end = start.saturating_add(rows);
+        if rows != 0 {
+            self.check_row(start)?;
+            self.check_row(end.saturating_sub(1))?;
+        }
+        match &self.numbers {
+            Numbers::Dense(weight, _) => Ok(weight.f_narrow(0, start, rows)?.f_to_kind(self.kind)?),
+            Numbers::Compact(compact) => compact.rows(&Vec::from_iter(start..end)),
+        }
+    }
+
+    /// Some rows, in the kind of products: the embeddings of tokens, where the weight is their matrix.
+    ///
+    /// # Shapes
+    /// - returns `[indices, in_features]`
+    ///
+    /// # Errors
+    /// [`Error::RowOutOfRange`](crate::Error::RowOutOfRange) if a row does not exist; [`Error::Torch`](crate::Error::Torch) if there is
+    /// no memory.
+    pub fn select_rows(&self, indices: &[i64]) -> Result<Tensor> {
+        indices.iter().try_for_each(|&row| self.check_row(row))?;
+        match &self.numbers {
+            Numbers::Dense(weight, _) => {
+                let indices = Tensor::f_from_slice(indices)?.f_to_device(self.device)?;
+                Ok(weight.f_index_select(0, &indices)?.f_to_kind(self.kind)?)
+            }
+            Numbers::Compact(compact) => compact.rows(indices),
+        }
+    }
+
+    fn check_row(&self, row: i64) -> Result<()> {
+        let rows = self.out_features;
+        if (0..rows).contains(&row) { Ok(()) } else { Err(Error::RowOutOfRange { row, rows }) }
+    }
+
+    /// All of it in the kind of products; a copy where the numbers are kept otherwise.
+    fn dense(&self) -> Result<Tensor> {
+        match &self.numbers {
+            Numbers::Dense(weight, _) => Ok(weight.f_to_kind(self.kind)?),
+            Numbers::Compact(compact) => compact.rows(&Vec::from_iter(0..self.out_features)),
+        }
+    }
+
+    /// Both factors of a product with `left`; `None` if it is not in f32 on the CPU.
+    fn as_factor_of<'a>(&'a self, left: &'a Tensor) -> Option<(Matrix<'a>, Factor<'a>)> {
+        let left = Matrix::of(left).filter(|_| self.kind == Kind::Float)?;
+        let factor = match &self.numbers {
+            Numbers::Compact(compact) => compact.factor(),
+            Numbers::Dense(weight, compact) => {
+                let few = left.rows() <= FEW_ROWS && weight.kind() == Kind::Float;
+                let compact = few.then(|| compact.get_or_init(|| Compact::of(weight)).as_ref()).flatten();
+                compact.map(Compact::factor).or_else(|| Factor::of(weight))?
+            }
+        };
+        Some((left, factor))
     }
 
     /// `x W^T`: `[tokens, in_features]` to `[tokens, out_features]`, outside the graph.
@@ -161,16 +353,12 @@ impl FrozenWeight {
             let (left, right) = (Matrix::of(update.projected)?, Matrix::of(update.factor)?.turned());
             Some(Term { first_column: usize::try_from(update.first_column).ok()?, ..Term::new(left, right) })
         }
-        let base = Matrix::of(x).zip(Matrix::of(&self.weight)).map(|(x, weight)| {
-            let few = x.rows() <= FEW_ROWS;
-            let compact = few.then(|| self.compact.get_or_init(|| Compact::of(&weight)).as_ref()).flatten();
-            Term { compact, ..Term::new(x, weight.turned()) }
-        });
+        let base = self.as_factor_of(x).map(|(x, weight)| Term::new(x, weight.turned()));
         if let Some(y) = sum(base, updates.iter().map(of))? {
             return Ok(y);
         }
         let rows = x.size()[0];
-        let mut y = first_rows(filled_up(x)?.f_matmul(&self.weight.f_tr()?)?, rows)?;
+        let mut y = first_rows(filled_up(x)?.f_matmul(&self.dense()?.f_tr()?)?, rows)?;
         if add_all(&mut y, updates.iter().map(of)) {
             return Ok(y);
         }
@@ -186,13 +374,12 @@ impl FrozenWeight {
         fn of<'a>(update: &Update<'a>) -> Option<Term<'a>> {
             Some(Term::new(Matrix::of(update.projected)?, Matrix::of(update.factor)?))
         }
-        let base =
-            Matrix::of(grad).zip(Matrix::of(&self.weight)).map(|(grad, weight)| Term::new(grad, weight));
+        let base = self.as_factor_of(grad).map(|(grad, weight)| Term::new(grad, weight));
         if let Some(grad_x) = sum(base, updates.iter().map(of))? {
             return Ok(grad_x);
         }
         let rows = grad.size()[0];
-        let mut grad_x = first_rows(filled_up(grad)?.f_matmul(&self.weight)?, rows)?;
+        let mut grad_x = first_rows(filled_up(grad)?.f_matmul(&self.dense()?)?, rows)?;
         if add_all(&mut grad_x, updates.iter().map(of)) {
             return Ok(grad_x);
         }
@@ -339,7 +526,6 @@ impl Function for FrozenLinear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn rows_of_one_tensor_are_shared_and_others_are_copied() {
@@ -358,5 +544,94 @@ mod tests {
         }
         let turned = whole.tr();
         assert_eq!(stacked(&[&turned, &turned]), Tensor::cat(&[&turned, &turned], 0).narrow(0, 0, 5));
+    }
+
+    /// Weights whose numbers need few bits, and in how many they are kept; the last needs all.
+    fn weights() -> [(Tensor, usize); 4] {
+        let codes = |low, high| Tensor::randint_low(low, high, [70, 64], (Kind::Float, Device::Cpu));
+        let noise = crate::cpu::noise(3, &[70, 64]);
+        let whole = 70 * 64;
+        [
+            (codes(0, 16) * 0.375 - 1.5, whole / 32 * 24),
+            (codes(-127, 128) * 0.0625, whole / 32 * 36),
+            (noise.to_kind(Kind::BFloat16).to_kind(Kind::Float), whole * 2),
+            (noise, whole * 4),
+        ]
+    }
+
+    /// The weight as it is read from somewhere, with the error that reading gives.
+    fn filled(weight: &Tensor, error: Option<usize>) -> Result<FrozenWeight> {
+        let numbers: Vec<f32> = weight.reshape([-1]).try_into().unwrap();
+        let bytes = Vec::from_iter(numbers.iter().flat_map(|number| number.to_ne_bytes()));
+        FrozenWeight::filled([70, 64], |first, target| {
+            target.copy_from_slice(&bytes[first..first + target.len()]);
+            let fails = error.is_some_and(|place| (first..first + target.len()).contains(&place));
+            if fails { Err(Error::Dropout(2.0)) } else { Ok(()) }
+        })
+    }
+
+    #[test]
+    fn a_weight_in_few_bits_gives_the_numbers_and_the_products_of_one_in_f32() {
+        for (weight, bytes) in weights() {
+            let dense = FrozenWeight::new(&weight).unwrap();
+            let brain = weight.to_kind(Kind::BFloat16);
+            let mut kept = vec![
+                FrozenWeight::in_fewest_bits(&weight, Kind::Float).unwrap(),
+                filled(&weight, None).unwrap(),
+            ];
+            // Where libtorch's products are the best, all bits are kept.
+            let few = Compact::of(&weight).is_some_and(|compact| reads_as_it_is(&compact.factor()));
+            for kept in &kept {
+                assert_eq!(kept.stored_bytes(), if few { bytes } else { 70 * 64 * 4 });
+                assert_eq!(kept.rounded_bytes(Kind::BFloat16), 70 * 64 * 2);
+                assert!(!few || kept.compact_bytes() == 0);
+            }
+            if brain.to_kind(Kind::Float) == weight {
+                kept.push(FrozenWeight::in_fewest_bits(&brain, Kind::Float).unwrap());
+                if FrozenWeight::keeps_bf16() {
+                    assert_eq!(kept[2].rounded_bytes(Kind::BFloat16), 0);
+                    assert_eq!(
+                        kept[2].in_kind(Kind::BFloat16).unwrap().dense().unwrap().data_ptr(),
+                        brain.data_ptr()
+                    );
+                }
+            }
+            for kept in kept {
+                assert_eq!(kept.kind(), Kind::Float);
+                assert_eq!(kept.dense().unwrap(), weight);
+                assert_eq!(kept.dense_rows(3, 5).unwrap(), weight.narrow(0, 3, 5));
+                assert_eq!(
+                    kept.select_rows(&[69, 0, 69]).unwrap(),
+                    weight.index_select(0, &Tensor::from_slice(&[69i64, 0, 69]))
+                );
+                assert_eq!(kept.in_kind(Kind::Half).unwrap().dense().unwrap(), weight.to_kind(Kind::Half));
+                // Few rows, which copy nothing, and many.
+                for rows in [0, 1, 31, 50, 200] {
+                    let (x, grad) = (crate::cpu::noise(5, &[rows, 64]), crate::cpu::noise(6, &[rows, 70]));
+                    assert_eq!(
+                        kept.forward_product(&x).unwrap(),
+                        dense.forward_product(&x).unwrap(),
+                        "{rows}"
+                    );
+                    assert_eq!(
+                        kept.input_gradient(&grad).unwrap(),
+                        dense.input_gradient(&grad).unwrap(),
+                        "{rows}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn errors_of_reading_come_back_and_a_late_number_of_all_bits_is_not_lost() {
+        for (weight, _) in weights() {
+            for place in [0, 4, 69 * 256 + 252] {
+                assert!(matches!(filled(&weight, Some(place)), Err(Error::Dropout(_))), "{place}");
+            }
+            let _ = weight.get(69).get(63).fill_(0.123_456_79);
+            let kept = filled(&weight, None).unwrap();
+            assert_eq!((kept.dense().unwrap(), kept.stored_bytes()), (weight, 70 * 64 * 4));
+        }
     }
 }

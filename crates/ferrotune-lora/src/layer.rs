@@ -107,23 +107,50 @@ impl LoraLinear {
                 });
             }
         }
-        let weight = FrozenWeight::stacked(&weights)?;
-        let members = layers
-            .iter()
-            .map(|(path, weight, _)| {
-                let info = ModuleInfo {
-                    path: (*path).to_owned(),
-                    in_features: weight.size()[1],
-                    out_features: weight.size()[0],
-                    is_output_head: false,
-                };
-                Member { layer: RandomKey::from_seed(0).fold_name(path).bits(0), info, adapters: Vec::new() }
-            })
-            .collect();
-        let bias = match biases.as_slice() {
-            [] => None,
-            biases => Some(Tensor::f_cat(biases, 0)?.f_detach()?),
+        let modules: Vec<_> =
+            layers.iter().map(|(path, weight, _)| ((*path).to_owned(), weight.size()[0])).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::f_cat(&biases, 0)?) };
+        Self::of_weight(&modules, FrozenWeight::stacked(&weights)?, bias.as_ref())
+    }
+
+    /// A layer of modules, by path and `out_features`, whose weights are stacked already, and their biases with them.
+    ///
+    /// # Shapes
+    /// - `weight`: `[sum of out_features, in_features]`; `bias`: `[sum of out_features]`
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if the modules do not add up to the rows of the weight, or `bias` has not as many numbers.
+    pub fn of_weight(modules: &[(String, i64)], weight: FrozenWeight, bias: Option<&Tensor>) -> Result<Self> {
+        let rows: i64 = modules.iter().map(|(_, out_features)| out_features).sum();
+        let paths = || modules.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>().join(", ");
+        if rows != weight.out_features() {
+            return Err(Error::ShapeMismatch {
+                tensor: format!("weight of {}", paths()),
+                expected: vec![rows, weight.in_features()],
+                found: vec![weight.out_features(), weight.in_features()],
+                reason: "the rows of its modules are below each other".to_owned(),
+            });
+        }
+        if let Some(bias) = bias.filter(|bias| bias.size() != [rows]) {
+            return Err(Error::ShapeMismatch {
+                tensor: format!("bias of {}", paths()),
+                expected: vec![rows],
+                found: bias.size(),
+                reason: "a bias has one number for each row of the weight".to_owned(),
+            });
+        }
+        let member = |(path, out_features): &(String, i64)| Member {
+            layer: RandomKey::from_seed(0).fold_name(path).bits(0),
+            info: ModuleInfo {
+                path: path.clone(),
+                in_features: weight.in_features(),
+                out_features: *out_features,
+                is_output_head: false,
+            },
+            adapters: Vec::new(),
         };
+        let members = modules.iter().map(member).collect();
+        let bias = bias.map(Tensor::f_detach).transpose()?;
         Ok(Self { members, weight, bias })
     }
 

@@ -3,24 +3,23 @@
 use crate::{
     error::{Error, Result},
     identify::check_directory,
-    regular_file::{self, is_there},
+    regular_file::{self, SharedFile, is_there},
 };
-use ferrotune_autograd::parallel_for;
-use ferrotune_kernels::filled_tensor;
+use ferrotune_kernels::{FrozenWeight, filled_tensor};
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::Read,
     path::{Component, Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tch::{Kind, Tensor};
 
 /// Where one tensor lies.
 #[derive(Clone, Debug)]
 struct Entry {
-    file: PathBuf,
+    path: PathBuf,
+    file: Arc<SharedFile>,
     start: u64,
     bytes: usize,
     dtype: Dtype,
@@ -29,8 +28,8 @@ struct Entry {
 
 /// The tensors of a model directory, read one at a time.
 ///
-/// Only headers are held; a tensor's bytes are read when it is asked for and converted to the wanted kind, so that loading never
-/// holds the file twice.
+/// Only headers are held; a tensor's bytes are read when it is asked for, into the tensor itself, so that loading never holds the file
+/// twice.
 #[derive(Debug)]
 pub struct Checkpoint {
     directory: PathBuf,
@@ -72,7 +71,37 @@ impl Checkpoint {
 
     /// Number of elements of each tensor.
     pub(crate) fn elements(&self) -> impl Iterator<Item = u64> {
-        self.entries.values().map(|entry| entry.shape.iter().map(|&size| size as u64).product())
+        self.entries.values().map(Entry::elements)
+    }
+
+    /// Bytes of memory of all tensors for products in f32 on the CPU, with the matrices in the fewest bits: judged by the first row of
+    /// each, since weights are of one kind throughout.
+    pub(crate) fn fewest_bytes(&self) -> Result<u64> {
+        let of = |(name, entry): (&String, &Entry)| -> Result<u64> {
+            let [rows, columns] = entry.shape[..] else {
+                return Ok(entry.elements() * size_of::<f32>() as u64);
+            };
+            let of_a_row = match entry.dtype {
+                Dtype::BF16 if FrozenWeight::keeps_bf16() => columns * size_of::<u16>(),
+                Dtype::F32 if rows > 0 => {
+                    let fill = |first: usize, bytes: &mut [u8]| entry.read_numbers(name, first, bytes);
+                    FrozenWeight::filled([1, columns as i64], fill)?.stored_bytes()
+                }
+                _ => columns * size_of::<f32>(),
+            };
+            Ok(rows as u64 * of_a_row as u64)
+        };
+        self.entries.iter().map(of).sum()
+    }
+
+    /// Whether a matrix is held in another kind for a while, if products are in f32 on the CPU.
+    pub(crate) fn converts_to_f32(&self) -> bool {
+        let stays = |entry: &Entry| match entry.dtype {
+            Dtype::F32 => true,
+            Dtype::BF16 => FrozenWeight::keeps_bf16(),
+            _ => false,
+        };
+        !self.entries.values().filter(|entry| entry.shape.len() == 2).all(stays)
     }
 
     /// Demands that a tensor is there, with a shape and a dtype that can be read.
@@ -90,7 +119,7 @@ impl Checkpoint {
         let found: Vec<i64> = entry.shape.iter().map(|&size| size as i64).collect();
         if found != shape {
             return Err(Error::TensorShape {
-                path: entry.file.clone(),
+                path: entry.path.clone(),
                 tensor: name.to_owned(),
                 expected: shape.to_vec(),
                 found,
@@ -102,7 +131,7 @@ impl Checkpoint {
             Dtype::BF16 => Kind::BFloat16,
             other => {
                 return Err(Error::TensorDtype {
-                    path: entry.file.clone(),
+                    path: entry.path.clone(),
                     tensor: name.to_owned(),
                     found: format!("{other:?}"),
                 });
@@ -117,110 +146,104 @@ impl Checkpoint {
     /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`], [`Error::TensorNotFinite`], and
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        let (entry, stored) = self.find(name, shape)?;
-        if is_read_in_place(stored, kind) {
-            return filled_tensor(shape, |bytes| entry.read_numbers(name, bytes));
-        }
-        let mut bytes = vec![0; entry.bytes];
-        entry.read(&mut entry.open_at(entry.start)?, &mut bytes)?;
-        let tensor = Tensor::f_from_data_size(&bytes, shape, stored)?.f_to_kind(kind)?;
-        if !is_finite(&tensor)? {
-            return Err(entry.not_finite(name));
-        }
-        Ok(tensor)
+        Ok(self.stored(name, shape)?.f_to_kind(kind)?)
     }
 
-    /// Matrices of one width, by name and number of rows, below each other in one tensor.
+    /// Reads a tensor in the kind in which it is stored, and demands its shape.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`].
-    pub(crate) fn stacked(&self, parts: &[(String, i64)], columns: i64, kind: Kind) -> Result<Tensor> {
-        let found = parts.iter().map(|(name, rows)| self.find(name, &[*rows, columns]));
-        let found: Vec<(&Entry, Kind)> = found.collect::<Result<_>>()?;
-        if !found.iter().all(|(_, stored)| is_read_in_place(*stored, kind)) {
-            let parts = parts.iter().map(|(name, rows)| self.tensor(name, &[*rows, columns], kind));
-            return Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?);
-        }
-        let rows: i64 = parts.iter().map(|(_, rows)| rows).sum();
-        filled_tensor(&[rows, columns], |mut bytes| {
-            for ((entry, _), (name, rows)) in found.iter().zip(parts) {
-                let (part, rest) = bytes.split_at_mut((rows * columns) as usize * size_of::<f32>());
-                entry.read_numbers(name, part)?;
-                bytes = rest;
-            }
-            Ok(())
-        })
+    pub(crate) fn stored(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let (entry, kind) = self.find(name, shape)?;
+        filled_tensor(shape, kind, |first, bytes| entry.read_numbers(name, first, bytes))
+    }
+
+    /// Matrices of one width, by name and number of rows, that are to lie below each other.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn stack<'a>(&'a self, parts: &'a [(String, i64)], columns: i64) -> Result<Stack<'a>> {
+        let found = parts.iter().map(|(name, rows)| Ok((name.as_str(), self.find(name, &[*rows, columns])?)));
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        Ok(Stack { parts: found.collect::<Result<_>>()?, shape: [rows, columns] })
     }
 }
 
-/// Whether numbers of a file go into the tensor that keeps them one by one: those of f32 and bf16 into f32.
-fn is_read_in_place(stored: Kind, kind: Kind) -> bool {
-    kind == Kind::Float && matches!(stored, Kind::Float | Kind::BFloat16)
+/// Matrices of one width, to be read as one.
+pub(crate) struct Stack<'a> {
+    parts: Vec<(&'a str, (&'a Entry, Kind))>,
+    pub(crate) shape: [i64; 2],
 }
 
-impl Entry {
-    /// Reads all of its numbers as f32, on libtorch's threads where they are many.
-    fn read_numbers(&self, name: &str, numbers: &mut [u8]) -> Result<()> {
-        const PART: usize = 8 << 20;
-        let count = numbers.len().div_ceil(PART);
-        let parts = Mutex::new(numbers.chunks_mut(PART).enumerate());
-        let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-        parallel_for(count, 1, |own| {
-            for _ in own {
-                let Some((index, part)) = lock(&parts).next() else { return };
-                if let Err(error) = self.read_part(name, index * PART / size_of::<f32>(), part) {
-                    // That of the first part, whichever thread was faster.
-                    let mut failed = lock(&failed);
-                    if failed.as_ref().is_none_or(|(first, _)| index < *first) {
-                        *failed = Some((index, error));
-                    }
-                    return;
-                }
-            }
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((_, error)) => Err(error),
-            None => Ok(()),
-        }
+impl Stack<'_> {
+    /// The kind in which all parts are stored, if it is one.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        let mut kinds = self.parts.iter().map(|(_, (_, kind))| *kind);
+        let first = kinds.next()?;
+        kinds.all(|kind| kind == first).then_some(first)
     }
 
-    /// Reads the numbers from `first` on, through a buffer that stays in a core's cache: into memory that nobody has touched yet the
-    /// system reads slowly.
-    fn read_part(&self, name: &str, first: usize, numbers: &mut [u8]) -> Result<()> {
-        const BUFFER: usize = 256 << 10;
-        let halves = self.dtype == Dtype::BF16;
-        let width = if halves { 2 } else { 4 };
-        let mut file = self.open_at(self.start + (first * width) as u64)?;
-        let mut buffer = vec![0; BUFFER.min(numbers.len() / 4 * width)];
-        for part in numbers.chunks_mut(BUFFER / width * 4) {
-            let stored = &mut buffer[..part.len() / 4 * width];
-            self.read(&mut file, stored)?;
-            let part = part.as_chunks_mut::<4>().0;
-            let are_finite = match halves {
-                true => write_finite(part, stored.as_chunks::<2>().0, |half| {
-                    u32::from(u16::from_le_bytes(half)) << 16
-                }),
-                false => write_finite(part, stored.as_chunks::<4>().0, u32::from_le_bytes),
-            };
-            if !are_finite {
-                return Err(self.not_finite(name));
-            }
+    /// Writes the numbers from byte `first` on, of parts in one kind.
+    ///
+    /// # Errors
+    /// [`Error::TensorNotFinite`], and [`Error::Io`] if the file was cut since it was opened.
+    pub(crate) fn read_numbers(&self, mut first: usize, mut bytes: &mut [u8]) -> Result<()> {
+        for (name, (entry, _)) in &self.parts {
+            let here = entry.bytes.saturating_sub(first).min(bytes.len());
+            let (target, rest) = bytes.split_at_mut(here);
+            entry.read_numbers(name, first, target)?;
+            (first, bytes) = ((first + here).saturating_sub(entry.bytes), rest);
         }
         Ok(())
     }
 
-    fn open_at(&self, start: u64) -> Result<File> {
-        let (mut file, _) = regular_file::open(&self.file)?;
-        file.seek(SeekFrom::Start(start)).map_err(Error::io("read", &self.file))?;
-        Ok(file)
+    /// All of it, in the kind in which it is stored, or, if the parts differ, in one that holds all of them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn stored(&self) -> Result<Tensor> {
+        if let Some(kind) = self.kind() {
+            return filled_tensor(&self.shape, kind, |first, bytes| self.read_numbers(first, bytes));
+        }
+        let parts = self.parts.iter().map(|(name, (entry, kind))| {
+            let shape = Vec::from_iter(entry.shape.iter().map(|&size| size as i64));
+            filled_tensor(&shape, *kind, |first, bytes| entry.read_numbers(name, first, bytes))
+        });
+        Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+}
+
+impl Entry {
+    fn elements(&self) -> u64 {
+        self.shape.iter().map(|&size| size as u64).product()
     }
 
-    fn read(&self, file: &mut File, bytes: &mut [u8]) -> Result<()> {
-        file.read_exact(bytes).map_err(Error::io("read", &self.file))
-    }
-
-    fn not_finite(&self, name: &str) -> Error {
-        Error::TensorNotFinite { path: self.file.clone(), tensor: name.to_owned() }
+    /// Writes its numbers from byte `first` on in the machine's order, if all of them are finite.
+    ///
+    /// Many numbers go through a buffer that stays in a core's cache: into memory that nobody has touched yet the system reads slowly.
+    fn read_numbers(&self, name: &str, first: usize, numbers: &mut [u8]) -> Result<()> {
+        const BUFFER: usize = 256 << 10;
+        let read = |place: usize, bytes: &mut [u8]| {
+            let place = self.start + place as u64;
+            self.file.read_at(place, bytes).map_err(Error::io("read", &self.path))?;
+            let are_finite = match self.dtype {
+                Dtype::BF16 => are_finite_halves(bytes, 0x7f80),
+                Dtype::F16 => are_finite_halves(bytes, 0x7c00),
+                _ => are_finite(bytes),
+            };
+            let not_finite = || Error::TensorNotFinite { path: self.path.clone(), tensor: name.to_owned() };
+            if are_finite { Ok(()) } else { Err(not_finite()) }
+        };
+        if numbers.len() <= BUFFER {
+            return read(first, numbers);
+        }
+        let mut buffer = vec![0; BUFFER];
+        for (index, part) in numbers.chunks_mut(BUFFER).enumerate() {
+            let buffer = &mut buffer[..part.len()];
+            read(first + index * BUFFER, buffer)?;
+            part.copy_from_slice(buffer);
+        }
+        Ok(())
     }
 }
 
@@ -228,26 +251,27 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes numbers by their bits as f32; whether there is neither NaN nor infinity among them, whose exponents are all ones.
-fn write_finite<const N: usize>(
-    target: &mut [[u8; 4]],
-    stored: &[[u8; N]],
-    bits: impl Fn([u8; N]) -> u32,
-) -> bool {
+/// Puts numbers of f32 into the machine's order; whether there is neither NaN nor infinity among them, whose exponents are all ones.
+fn are_finite(numbers: &mut [u8]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     let mut found = 0;
-    for (target, stored) in target.iter_mut().zip(stored) {
-        let bits = bits(*stored);
+    for number in numbers.as_chunks_mut::<4>().0 {
+        let bits = u32::from_le_bytes(*number);
         found |= u32::from(bits & EXPONENT == EXPONENT);
-        *target = bits.to_ne_bytes();
+        *number = bits.to_ne_bytes();
     }
     found == 0
 }
 
-/// Whether there is neither NaN nor infinity. Either of them spoils the sum, which is far cheaper than a look at each number.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let sum = tensor.f_sum(Kind::Float)?.f_double_value(&[])?;
-    Ok(sum.is_finite() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
+/// The same of numbers of 16 bits, of which those of `exponent` are the exponent.
+fn are_finite_halves(numbers: &mut [u8], exponent: u16) -> bool {
+    let mut found = 0;
+    for number in numbers.as_chunks_mut::<2>().0 {
+        let bits = u16::from_le_bytes(*number);
+        found |= u16::from(bits & exponent == exponent);
+        *number = bits.to_ne_bytes();
+    }
+    found == 0
 }
 
 /// The entries of one safetensors file, every offset checked against the file's length.
@@ -266,6 +290,7 @@ fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
     file.read_exact(&mut header).map_err(Error::io("read", path))?;
     // Reading the header through this type checks that the tensors cover the data without gap or overlap, each by its own size.
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(error.to_string()))?;
+    let file = Arc::new(SharedFile::new(file));
     let data_start = 8 + header_bytes;
     let expected = data_start.saturating_add(metadata.data_len() as u64);
     if expected != length {
@@ -279,7 +304,8 @@ fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
         .map(|(name, info)| {
             let (start, end) = info.data_offsets;
             let entry = Entry {
-                file: path.to_owned(),
+                path: path.to_owned(),
+                file: Arc::clone(&file),
                 start: data_start + start as u64,
                 bytes: end - start,
                 dtype: info.dtype,
@@ -364,6 +390,9 @@ mod tests {
         let read = |dtype: Dtype, numbers: &[f32]| {
             let bytes = match dtype {
                 Dtype::F32 => Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes())),
+                Dtype::F16 => {
+                    Vec::from_iter(numbers.iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()))
+                }
                 _ => Vec::from_iter(numbers.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes())),
             };
             let view = TensorView::new(dtype, vec![numbers.len(), 1], &bytes).unwrap();
@@ -371,7 +400,7 @@ mod tests {
             fs::write(file, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
             Checkpoint::open(folder.path()).unwrap().tensor("w", &[numbers.len() as i64, 1], Kind::Float)
         };
-        for dtype in [Dtype::F32, Dtype::BF16] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             let mut numbers = Vec::from_iter((0..2_300_001u32).map(|number| (number % 251) as f32 * 0.5));
             assert_eq!(read(dtype, &numbers).unwrap().reshape([-1]), Tensor::from_slice(&numbers));
             for place in [0, 70_000, 2_300_000] {
@@ -404,9 +433,11 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let stacked = |names: &[&str]| {
             let parts = Vec::from_iter(names.iter().map(|name| ((*name).to_owned(), 2)));
-            checkpoint.stacked(&parts, 3, Kind::Float)
+            checkpoint.stack(&parts, 3)?.stored()
         };
         let counted = |count: i64| Tensor::arange(count, (Kind::Float, tch::Device::Cpu)).reshape([-1, 3]);
+        assert_eq!(stacked(&["a", "a"]).unwrap().narrow(0, 2, 2), counted(6));
+        assert_eq!(stacked(&["b"]).unwrap().kind(), Kind::BFloat16);
         assert_eq!(stacked(&["a", "b"]).unwrap(), counted(12));
         assert_eq!(stacked(&["a", "b", "c"]).unwrap(), counted(18));
         let error = stacked(&["a", "d"]).unwrap_err();

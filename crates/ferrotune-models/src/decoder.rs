@@ -39,7 +39,7 @@ pub struct PackedInputs {
 #[derive(Debug)]
 pub struct CausalLm {
     config: ModelConfig,
-    embed_tokens: Tensor,
+    embed_tokens: FrozenWeight,
     layers: Vec<Layer>,
     norm: Tensor,
     head: FrozenWeight,
@@ -65,34 +65,27 @@ impl CausalLm {
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let has_head = checkpoint.contains("lm_head.weight");
         let embed_name = format!("{}embed_tokens.weight", read.prefix);
-        let (embed_tokens, head) =
+        let head_name = "lm_head.weight";
+        // Tied models may lack either of the two. One that has both, and different ones, is not tied, as in transformers.
+        let (embed_name, head_name) =
             match (config.tie_word_embeddings, has_head, checkpoint.contains(&embed_name)) {
-                // Tied models may lack either of the two. One that has both, and different ones, is not tied, as in transformers.
-                (true, true, true) | (false, ..) => {
-                    let embed = read.tensor("embed_tokens.weight", &[vocab, hidden])?;
-                    let head = read.tensor_at("lm_head.weight", &[vocab, hidden])?;
-                    if config.tie_word_embeddings && embed.f_equal(&head)? {
-                        (embed.shallow_clone(), embed)
-                    } else {
-                        (embed, head)
-                    }
+                (true, true, true) if read.are_equal([&embed_name, head_name], &[vocab, hidden])? => {
+                    (&*embed_name, None)
                 }
-                (true, true, false) => {
-                    let head = read.tensor_at("lm_head.weight", &[vocab, hidden])?;
-                    (head.shallow_clone(), head)
-                }
-                (true, false, _) => {
-                    let embed = read.tensor("embed_tokens.weight", &[vocab, hidden])?;
-                    (embed.shallow_clone(), embed)
-                }
+                (true, true, true) | (false, ..) => (&*embed_name, Some(head_name)),
+                (true, true, false) => (head_name, None),
+                (true, false, _) => (&*embed_name, None),
             };
+        let mut matrix = |name: &str| read.frozen(vec![(name.to_owned(), vocab)], hidden);
+        let embed_tokens = matrix(embed_name)?;
+        let head = head_name.map(matrix).transpose()?;
+        let head_is_embedding = head.is_none();
+        let head = head.unwrap_or_else(|| embed_tokens.shallow_clone());
         let layers = read.layers(&config)?;
         let norm = read.tensor("norm.weight", &[hidden])?;
         read.check_nothing_left(directory)?;
         let inverse_frequencies =
             Tensor::f_from_slice(&rope::inverse_frequencies(&config))?.f_to_device(device)?;
-        let head_is_embedding = head.data_ptr() == embed_tokens.data_ptr();
-        let head = FrozenWeight::new(&head)?;
         Ok(Self { config, embed_tokens, layers, norm, head, head_is_embedding, inverse_frequencies, device })
     }
 
@@ -116,17 +109,27 @@ impl CausalLm {
 
     /// Number of weights of the base model; a tied head counts once.
     pub fn parameter_count(&self) -> usize {
-        let head = if self.head_is_embedding { 0 } else { self.embed_tokens.numel() };
+        let of = |weight: &FrozenWeight| (weight.out_features() * weight.in_features()) as usize;
+        let head = if self.head_is_embedding { 0 } else { of(&self.head) };
         let layers = self.layers.iter().map(|layer| {
             layer.linears().map(LoraLinear::parameter_count).iter().sum::<usize>() + 2 * self.norm.numel()
         });
-        self.embed_tokens.numel() + head + layers.sum::<usize>() + self.norm.numel()
+        of(&self.embed_tokens) + head + layers.sum::<usize>() + self.norm.numel()
     }
 
     /// Bytes that the weights in fewer bits will take beside the weights once it generates, see [`FrozenWeight`].
     pub fn compact_bytes(&self) -> usize {
+        self.product_weights().map(FrozenWeight::compact_bytes).sum()
+    }
+
+    /// Bytes that the weights rounded to `kind` will take beside the weights, for products in that kind.
+    pub fn rounded_bytes(&self, kind: Kind) -> usize {
+        self.product_weights().map(|weight| weight.rounded_bytes(kind)).sum()
+    }
+
+    fn product_weights(&self) -> impl Iterator<Item = &FrozenWeight> {
         let linears = self.layers.iter().flat_map(Layer::linears).map(LoraLinear::weight);
-        linears.chain([&self.head]).map(FrozenWeight::compact_bytes).sum()
+        linears.chain([&self.head])
     }
 
     /// Final hidden states of the rows `rows` (all where `None`), after the last norm.
@@ -209,8 +212,7 @@ impl CausalLm {
     /// The input embeddings, `[total_tokens, hidden_size]`, once it is certain that the inputs belong together.
     pub(crate) fn embed(&self, input_ids: &[i64], layout: &SequenceLayout) -> Result<Tensor> {
         self.check_inputs(input_ids, layout)?;
-        let ids = Tensor::f_from_slice(input_ids)?.f_to_device(self.device)?;
-        Ok(self.embed_tokens.f_index_select(0, &ids)?)
+        Ok(self.embed_tokens.select_rows(input_ids)?)
     }
 
     /// The kind of factors of products.

@@ -7,10 +7,14 @@ use crate::{
     layer::Layer,
 };
 use ferrotune_autograd::parallel_for;
+use ferrotune_kernels::FrozenWeight;
 use ferrotune_lora::LoraLinear;
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use tch::{Device, Kind, Tensor};
 
@@ -35,9 +39,15 @@ impl<'a> Reader<'a> {
         let layers: Mutex<Vec<Option<Result<Layer>>>> = Mutex::new((0..count).map(|_| None).collect());
         let used = Mutex::new(Vec::new());
         let (checkpoint, device, kind, prefix) = (self.checkpoint, self.device, self.kind, self.prefix);
-        parallel_for(count, 1, |indices| {
+        // Each takes the next one: a thread that shares its core with others makes fewer.
+        let next = AtomicUsize::new(0);
+        parallel_for(count, 1, |_| {
             let mut read = Self { prefix, ..Self::new(checkpoint, device, kind) };
-            for index in indices {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count {
+                    break;
+                }
                 let layer = Layer::load(&mut read, config, index);
                 if let Some(place) = lock(&layers).get_mut(index) {
                     *place = Some(layer);
@@ -49,15 +59,34 @@ impl<'a> Reader<'a> {
         layers.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
     }
 
+    /// A tensor in the kind in which the model computes.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         self.tensor_at(&format!("{}{name}", self.prefix), shape)
     }
 
-    pub(crate) fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.checkpoint.tensor(name, shape, self.kind)?;
-        let tensor = tensor.f_to_device(self.device)?;
+    fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let tensor = self.checkpoint.stored(name, shape)?.f_to_device(self.device)?.f_to_kind(self.kind)?;
         self.used.push(name.to_owned());
         Ok(tensor)
+    }
+
+    /// Whether two tensors hold the same numbers.
+    pub(crate) fn are_equal(&mut self, names: [&str; 2], shape: &[i64]) -> Result<bool> {
+        let [first, second] = names.map(|name| self.tensor_at(name, shape));
+        Ok(first?.f_equal(&second?)?)
+    }
+
+    /// Matrices of one width below each other, as a weight for products in the kind in which the model computes.
+    pub(crate) fn frozen(&mut self, parts: Vec<(String, i64)>, columns: i64) -> Result<FrozenWeight> {
+        let stack = self.checkpoint.stack(&parts, columns)?;
+        let weight =
+            if (stack.kind(), self.kind, self.device) == (Some(Kind::Float), Kind::Float, Device::Cpu) {
+                FrozenWeight::filled(stack.shape, |first, bytes| stack.read_numbers(first, bytes))?
+            } else {
+                FrozenWeight::in_fewest_bits(&stack.stored()?.f_to_device(self.device)?, self.kind)?
+            };
+        self.used.extend(parts.into_iter().map(|(name, _)| name));
+        Ok(weight)
     }
 
     /// Layers on one input, stacked. Their paths are those of the whole model, whatever the checkpoint's prefix.
@@ -69,22 +98,15 @@ impl<'a> Reader<'a> {
         bias: bool,
     ) -> Result<LoraLinear> {
         let name_of = |name: &str| format!("{}{parent}.{name}.weight", self.prefix);
-        let weights: Vec<_> = parts.iter().map(|(name, rows)| (name_of(name), *rows)).collect();
-        let stacked = self.checkpoint.stacked(&weights, in_features, self.kind)?.f_to_device(self.device)?;
-        self.used.extend(weights.into_iter().map(|(name, _)| name));
-        let (mut layers, mut first) = (Vec::with_capacity(parts.len()), 0);
-        for (name, out_features) in parts {
-            let weight = stacked.f_narrow(0, first, *out_features)?;
-            first += out_features;
-            let bias = match bias {
-                true => Some(self.tensor(&format!("{parent}.{name}.bias"), &[*out_features])?),
-                false => None,
-            };
-            layers.push((format!("model.{parent}.{name}"), weight, bias));
+        let weights = parts.iter().map(|(name, rows)| (name_of(name), *rows)).collect();
+        let weight = self.frozen(weights, in_features)?;
+        let mut biases = Vec::new();
+        for (name, out_features) in parts.iter().filter(|_| bias) {
+            biases.push(self.tensor(&format!("{parent}.{name}.bias"), &[*out_features])?);
         }
-        let layers: Vec<_> =
-            layers.iter().map(|(path, weight, bias)| (path.as_str(), weight, bias.as_ref())).collect();
-        Ok(LoraLinear::stacked(&layers)?)
+        let bias = if biases.is_empty() { None } else { Some(Tensor::f_cat(&biases, 0)?) };
+        let modules = parts.iter().map(|(name, rows)| (format!("model.{parent}.{name}"), *rows));
+        Ok(LoraLinear::of_weight(&Vec::from_iter(modules), weight, bias.as_ref())?)
     }
 
     pub(crate) fn check_nothing_left(&self, directory: &Path) -> Result<()> {

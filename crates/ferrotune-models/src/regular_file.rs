@@ -24,6 +24,40 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, length))
 }
 
+/// An open file that several threads read, each at its own place.
+#[derive(Debug)]
+pub(crate) struct SharedFile {
+    file: File,
+    /// Held from setting the place to the end of reading there.
+    #[cfg(not(unix))]
+    place: std::sync::Mutex<()>,
+}
+
+impl SharedFile {
+    pub(crate) fn new(file: File) -> Self {
+        Self {
+            file,
+            #[cfg(not(unix))]
+            place: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Reads as many bytes as there is room for, from `place` on.
+    #[cfg(unix)]
+    pub(crate) fn read_at(&self, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, place)
+    }
+
+    /// Reads as many bytes as there is room for, from `place` on.
+    #[cfg(not(unix))]
+    pub(crate) fn read_at(&self, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let _place = self.place.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut file = &self.file;
+        io::Seek::seek(&mut file, io::SeekFrom::Start(place))?;
+        file.read_exact(bytes)
+    }
+}
+
 /// The text of a JSON file.
 ///
 /// # Errors

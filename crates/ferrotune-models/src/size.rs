@@ -1,4 +1,4 @@
-//! What a model will take, from the headers of its files alone.
+//! What a model will take, from a look at its files.
 
 use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
 use std::path::Path;
@@ -19,30 +19,48 @@ pub struct ModelSize {
     pub parameters: u64,
     /// Numbers of the largest tensor.
     pub largest: u64,
+    /// Bytes of memory of the weights in the fewest bits that hold them, for products in f32 on the CPU; see
+    /// [`FrozenWeight::in_fewest_bits`](ferrotune_kernels::FrozenWeight::in_fewest_bits).
+    pub fewest_bytes: u64,
+    /// Whether a weight is converted when it is read for products in f32.
+    converts: bool,
 }
 
 impl ModelSize {
-    /// Reads `config.json` and the headers of the weights, and holds the one to the other.
+    /// Reads `config.json`, the headers of the weights and of each matrix one row, and holds the one to the other.
     ///
     /// # Errors
     /// Those of [`ModelConfig::from_dir`] and [`Checkpoint::open`]; [`Error::TensorMissing`](crate::Error::TensorMissing),
-    /// [`Error::TensorShape`](crate::Error::TensorShape) and [`Error::TensorDtype`](crate::Error::TensorDtype).
+    /// [`Error::TensorShape`](crate::Error::TensorShape), [`Error::TensorDtype`](crate::Error::TensorDtype) and
+    /// [`Error::TensorNotFinite`](crate::Error::TensorNotFinite).
     pub fn of(directory: &Path) -> Result<Self> {
         let config = ModelConfig::from_dir(directory)?;
         let checkpoint = Checkpoint::open(directory)?;
         check(&config, &checkpoint)?;
         let elements = || checkpoint.elements();
-        Ok(Self { config, parameters: elements().sum(), largest: elements().max().unwrap_or(0) })
+        Ok(Self {
+            config,
+            parameters: elements().sum(),
+            largest: elements().max().unwrap_or(0),
+            fewest_bytes: checkpoint.fewest_bytes()?,
+            converts: checkpoint.converts_to_f32(),
+        })
     }
 
-    /// Bytes of the weights in that kind.
+    /// Bytes of the weights on the CPU, for products in that kind.
     pub fn weight_bytes(&self, kind: Kind) -> u64 {
-        self.parameters.saturating_mul(kind.elt_size_in_bytes() as u64)
+        match kind {
+            Kind::Float => self.fewest_bytes,
+            _ => self.parameters.saturating_mul(kind.elt_size_in_bytes() as u64),
+        }
     }
 
-    /// Bytes that loading takes for a while besides the weights, at the most: the largest tensor as it is read and, on each thread, a
-    /// tensor of a layer and the parts of a stack beside it. Weights in f32 and bf16 that are wanted in f32 take less.
+    /// Bytes that loading takes for a while besides the weights, at the most: where they are converted, the largest tensor as it is read and,
+    /// on each thread, a tensor of a layer and the parts of a stack beside it.
     pub fn loading_bytes(&self, kind: Kind) -> u64 {
+        if kind == Kind::Float && !self.converts {
+            return 0;
+        }
         let matrix = self.config.hidden_size as u64 * self.config.intermediate_size as u64;
         let threads = u64::try_from(tch::get_num_threads()).unwrap_or(1);
         let beside = matrix.saturating_mul(3).saturating_mul(threads).saturating_add(self.largest);

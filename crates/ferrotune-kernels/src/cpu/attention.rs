@@ -46,7 +46,7 @@ unsafe impl Sync for Heads {}
 impl Heads {
     /// `None` if the tensor is not f32 on the CPU, is empty, or the numbers of a head do not lie side by side.
     fn of(tensor: &Tensor) -> Option<Self> {
-        if !is_plain(tensor)? || tensor.numel() == 0 {
+        if !is_plain(tensor, Kind::Float)? || tensor.numel() == 0 {
             return None;
         }
         let sizes: [i64; 3] = tensor.size().try_into().ok()?;

@@ -11,7 +11,7 @@ use super::{
 use crate::error::Result;
 use ferrotune_autograd::{mark_changed, parallel_for};
 use std::{ops::Range, ptr::NonNull, slice};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Tensors of one size: element `i` of those that change is computed from element `i` of all.
 pub(crate) struct Change<'a, const CHANGED: usize, const READ: usize> {
@@ -172,7 +172,7 @@ pub(crate) fn change_rows<const N: usize>(
 
 /// Where the elements of an f32 tensor on the CPU start, if they lie side by side in order.
 fn dense(tensor: &Tensor) -> Option<NonNull<f32>> {
-    if !is_plain(tensor)? || !tensor.is_contiguous() {
+    if !is_plain(tensor, Kind::Float)? || !tensor.is_contiguous() {
         return None;
     }
     match tensor.numel() {

@@ -26,16 +26,21 @@ use std::{
 };
 use tch::{Device, Kind, Tensor};
 
+mod blocks;
 mod compact;
+mod factor;
 mod in_pieces;
 mod level;
 mod matrix;
 mod narrow;
+mod number;
 pub(super) mod panel;
+pub(super) mod right_rows;
 pub(super) mod tile;
 pub(super) mod vector;
 
 pub(crate) use compact::Compact;
+pub(crate) use factor::Factor;
 pub(super) use level::{Few, Level, level};
 pub(crate) use matrix::Matrix;
 pub(crate) use narrow::narrow_products;
@@ -51,35 +56,32 @@ pub(crate) struct Term<'a> {
     /// `[rows, depth]`
     pub(crate) left: Matrix<'a>,
     /// `[depth, columns of the term]`
-    pub(crate) right: Matrix<'a>,
+    pub(crate) right: Factor<'a>,
     pub(crate) first_column: usize,
     pub(crate) scale: f32,
-    /// The numbers of `right`, column by column, in fewer bits: what a product of few rows reads instead.
-    pub(crate) compact: Option<&'a Compact>,
 }
 
 impl<'a> Term<'a> {
     /// `left right`, from the first column on.
-    pub(crate) fn new(left: Matrix<'a>, right: Matrix<'a>) -> Self {
-        Self { left, right, first_column: 0, scale: 1.0, compact: None }
+    pub(crate) fn new(left: Matrix<'a>, right: impl Into<Factor<'a>>) -> Self {
+        Self { left, right: right.into(), first_column: 0, scale: 1.0 }
     }
 
     /// Whether it is a product, and one for a result of that shape.
     fn fits(&self, rows: usize, columns: usize) -> bool {
-        self.left.rows == rows
-            && self.left.columns == self.right.rows
-            && self.first_column + self.right.columns <= columns
+        let [depth, width] = self.right.shape();
+        self.left.rows == rows && self.left.columns == depth && self.first_column + width <= columns
     }
 
     /// Those of some columns of the result that it is added to; empty if there are none.
     fn columns_among(&self, columns: Range<usize>) -> Range<usize> {
         let start = columns.start.max(self.first_column);
-        start..columns.end.min(self.first_column + self.right.columns).max(start)
+        start..columns.end.min(self.first_column + self.right.shape()[1]).max(start)
     }
 
     /// Whether the depth lies dense in both factors.
     fn is_dense_along_depth(&self) -> bool {
-        self.left.column_stride == 1 && self.right.row_stride == 1
+        self.left.column_stride == 1 && self.right.has_dense_columns()
     }
 }
 
@@ -109,6 +111,16 @@ fn mkl_is_at_home() -> bool {
     })
 }
 
+/// Whether products of many rows are best with numbers of a right factor as they are on this machine, rather than with all bits of f32.
+pub(crate) fn reads_as_it_is(right: &Factor) -> bool {
+    reads_bf16() && (!mkl_is_at_home() || in_pieces::takes_numbers_of(right))
+}
+
+/// Whether that is so of numbers of bf16.
+pub(crate) fn reads_bf16() -> bool {
+    level().is_some() && (!mkl_is_at_home() || in_pieces::is_available())
+}
+
 /// The sum of the terms, a new tensor; the first term covers all of its columns.
 ///
 /// `None` where the machine has no instructions that these loops are written for or libtorch is faster, or where the shapes do not fit
@@ -116,8 +128,8 @@ fn mkl_is_at_home() -> bool {
 pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     let Some(level) = level() else { return Ok(None) };
     let Some(first) = terms.first() else { return Ok(None) };
-    let (rows, columns) = (first.left.rows, first.right.columns);
-    let in_pieces = in_pieces::is_available() && in_pieces::suits(rows, first);
+    let (rows, [_, columns]) = (first.left.rows, first.right.shape());
+    let in_pieces = in_pieces::is_available() && in_pieces::suits(rows, &first.right);
     if rows > FEW_ROWS && !in_pieces && mkl_is_at_home() {
         return Ok(None);
     }
@@ -251,7 +263,7 @@ mod tests {
 
     /// A tensor of the terms' shape, without numbers until `fill` writes them.
     fn filled(terms: &[Term], fill: impl Fn(Target)) -> Tensor {
-        let (rows, columns) = (terms[0].left.rows, terms[0].right.columns);
+        let (rows, [_, columns]) = (terms[0].left.rows, terms[0].right.shape());
         let size = [rows as i64, columns as i64];
         let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
         let start = NonNull::new(result.data_ptr().cast()).unwrap();
@@ -310,7 +322,7 @@ mod tests {
     }
 
     /// Numbers as files of few bits hold them, and the bytes of their compact form.
-    fn of_few_bits(rows: i64, depth: i64) -> [(Tensor, usize); 3] {
+    pub(super) fn of_few_bits(rows: i64, depth: i64) -> [(Tensor, usize); 3] {
         let kind = (Kind::Float, Device::Cpu);
         let blocks = rows * depth / 32;
         let per_block = |x: Tensor| x.to_kind(Kind::Half).to_kind(Kind::Float);
@@ -329,13 +341,16 @@ mod tests {
     #[test]
     fn a_compact_form_is_found_and_changes_no_bit() {
         for (weight, bytes) in of_few_bits(101, 96) {
-            let compact = Compact::of(&Matrix::of(&weight).unwrap()).unwrap();
+            let compact = Compact::of(&weight).unwrap();
             assert_eq!(compact.size(), bytes);
-            for rows in [1, 2, 7, 8, 13, 32] {
-                let x = noise(8, &[rows, 96]);
-                let term = Term::new(Matrix::of(&x).unwrap(), Matrix::of(&weight).unwrap().turned());
-                let compact = Term { compact: Some(&compact), ..term };
-                assert_eq!(at_all_levels(&[compact]), at_all_levels(&[term]));
+            let weight = Matrix::of(&weight).unwrap();
+            // A thread that copies panels, and one that copies none.
+            for rows in [1, 2, 7, 8, 13, 32, 33, 70] {
+                let (x, grad) = (noise(8, &[rows, 96]), noise(9, &[rows, 101]));
+                let (x, grad) = (Matrix::of(&x).unwrap(), Matrix::of(&grad).unwrap());
+                let of = |left, right| at_all_levels(&[Term::new(left, right)]);
+                assert_eq!(of(x, compact.factor().turned()), of(x, Factor::from(weight.turned())), "{rows}");
+                assert_eq!(of(grad, compact.factor()), of(grad, Factor::from(weight)), "{rows}");
             }
         }
     }
@@ -343,7 +358,7 @@ mod tests {
     #[test]
     fn one_number_of_more_bits_leaves_no_compact_form() {
         for (weight, _) in of_few_bits(70, 64) {
-            let of = |weight: &Tensor| Compact::of(&Matrix::of(weight).unwrap());
+            let of = Compact::of;
             let mut last = weight.narrow(0, 69, 1).narrow(1, 63, 1);
             let _ = last.g_add_scalar_(0.1234567);
             assert!(of(&weight).is_none());

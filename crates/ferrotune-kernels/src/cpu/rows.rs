@@ -31,7 +31,7 @@ impl<'a> Rows<'a> {
     /// The last `inner_dims` dimensions as rows, all others as their count; `None` if the tensor is not f32 on the CPU, is empty or
     /// does not lie that way.
     pub(crate) fn of(tensor: &'a Tensor, inner_dims: usize) -> Option<Self> {
-        if !is_plain(tensor)? {
+        if !is_plain(tensor, Kind::Float)? {
             return None;
         }
         let (sizes, strides) = (tensor.size(), tensor.stride());
@@ -79,12 +79,12 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Whether a tensor's numbers are f32 in this process's memory, at its strides.
-pub(super) fn is_plain(tensor: &Tensor) -> Option<bool> {
+/// Whether a tensor's numbers are of that kind, in this process's memory, at its strides.
+pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> Option<bool> {
     Some(
         tensor.defined()
             && tensor.device() == Device::Cpu
-            && tensor.f_kind().ok()? == Kind::Float
+            && tensor.f_kind().ok()? == kind
             && !tensor.is_sparse()
             && !tensor.is_mkldnn()
             && !tensor.f_is_neg().ok()?,

@@ -3,7 +3,7 @@
 use super::PackedDataset;
 use crate::{Error, Result};
 use ferrotune_data::Tokenized;
-use ferrotune_models::{CausalLm, ModelConfig};
+use ferrotune_models::{CausalLm, ModelConfig, tch::Kind};
 use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes_beside};
 use ferrotune_trainer::{Dataset, TrainingArguments};
 use std::fmt;
@@ -31,13 +31,14 @@ impl MemoryNeed {
     /// for backward of the largest micro-batch in the first `epochs`, and the logits of a chunk; under `bf16` or `fp16` the frozen weights
     /// in 16 bits beside.
     pub fn of_training(
-        config: &ModelConfig,
+        model: &CausalLm,
         parameters: u64,
         data: &PackedDataset,
         arguments: &TrainingArguments,
         epochs: usize,
     ) -> Self {
         let (tokens, targets) = largest_batch(data, arguments.per_device_train_batch_size, epochs);
+        let config = model.config();
         let shape = Shape::of(config);
         let half = arguments.bf16 || arguments.fp16;
         // x and x, the log-sum-exp of attention; q k v, attended, gate and up: norms, gates and rotations are computed again in backward.
@@ -48,11 +49,15 @@ impl MemoryNeed {
         // Of the others the input alone, while one is computed again.
         let (inputs, layers) = if arguments.gradient_checkpointing { (all, all.min(1)) } else { (0, all) };
         let activations = inputs.saturating_mul(shape.hidden).saturating_add(layers.saturating_mul(kept));
-        let in_16_bits = if half { shape.products(all).saturating_mul(F32 / 2) } else { 0 };
+        let in_16_bits = match (arguments.bf16, arguments.fp16) {
+            (true, _) => model.rounded_bytes(Kind::BFloat16),
+            (_, true) => model.rounded_bytes(Kind::Half),
+            _ => 0,
+        };
         Self {
             parts: vec![
                 ("gradients and AdamW", bytes(3, parameters)),
-                ("weights in 16 bits", in_16_bits),
+                ("weights in 16 bits", in_16_bits as u64),
                 ("activations", bytes(tokens, activations)),
                 ("holes between them", bytes(tokens, all.saturating_mul(shape.holes()))),
                 ("backward or logits", shape.feed_forward(tokens).max(shape.logits(targets, 2))),
@@ -208,12 +213,6 @@ impl Shape {
             qkv: (heads + 2 * kv_heads) * head_dim,
             vocabulary: config.vocab_size as u64,
         }
-    }
-
-    /// Numbers of the weights of all products, the head's among them.
-    fn products(&self, layers: u64) -> u64 {
-        let layer = self.hidden * (self.qkv + self.queries + 3 * self.intermediate);
-        layers.saturating_mul(layer).saturating_add(self.hidden.saturating_mul(self.vocabulary))
     }
 
     /// The widest moment of a layer that keeps nothing.

@@ -417,7 +417,7 @@ pub(super) fn check_memory(
         return Ok(());
     }
     let mut need = MemoryNeed::of_training(
-        assistant.model.config(),
+        &assistant.model,
         adapter.parameter_count() as u64,
         train_set,
         arguments,

@@ -84,7 +84,7 @@ pub fn training_takes_what_is_predicted(mut model: CausalLm, arguments: &Trainin
     };
     let data = PackedDataset::new(vec![row(200), row(800), row(700)], 1);
     let parameters = adapter.parameter_count() as u64;
-    let need = MemoryNeed::of_training(model.config(), parameters, &data, arguments, 1);
+    let need = MemoryNeed::of_training(&model, parameters, &data, arguments, 1);
     let (_, measured) = growth(|| {
         let batch = data.batch(&[0, 1, 2]).unwrap();
         let task = CausalLmTask::new(&model, &adapter)

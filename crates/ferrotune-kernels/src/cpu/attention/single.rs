@@ -9,11 +9,7 @@ use crate::{
     cached_attention::Sequence,
     cpu::{
         LANES, largest,
-        product::{
-            Few, Rows,
-            tile::{self, DenseRows},
-            vector::Vector,
-        },
+        product::{Few, Rows, right_rows::DenseRows, tile, vector::Vector},
     },
 };
 use std::ops::Range;

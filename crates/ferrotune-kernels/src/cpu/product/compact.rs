@@ -1,23 +1,42 @@
-//! A weight's numbers in fewer bits, each of which can be had again exactly.
+//! A weight's numbers in fewer bits, found in the numbers themselves.
 //!
-//! A product of few rows takes as long as it takes to read the weight. Models that were published in bf16, or quantised to 4 or 8
-//! bits, have f32 numbers that hold no more than that. What they hold is found in the numbers themselves, wherever they came from;
-//! sums are of the same f32 numbers in the same order, so a product with the compact form equals the dense one bit by bit.
+//! Models that were published in bf16, or quantised to 4 or 8 bits, have f32 numbers that hold no more than that, wherever they came
+//! from. A product of few rows takes as long as it takes to read the weight; and a weight that is kept so takes a half to a fifth of the
+//! memory. Sums are of the same f32 numbers in the same order, so a product with the compact form equals the dense one bit by bit.
 
-use super::{Matrix, vector::Vector};
-use crate::cpu::{Kernel, dispatch};
-use ferrotune_autograd::parallel_for;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use super::{
+    Factor, Matrix,
+    blocks::{BLOCK, Block, BlockMatrix, Bytes, Halves, Nibbles},
+    panel::with_scratch,
+};
+use crate::{
+    cpu::{Kernel, dispatch},
+    error::Result as KernelResult,
+    filled_tensor::{filled_tensor, in_parts},
+};
+use std::{
+    convert::Infallible,
+    mem::MaybeUninit,
+    ptr::NonNull,
+    slice,
+    sync::atomic::{AtomicBool, Ordering},
+};
+use tch::{Kind, Tensor};
 
-/// Numbers of a block; a row of the weight is cut into whole blocks.
-pub(super) const BLOCK: usize = 32;
-/// Rows that a thread reads at a time.
-const ROWS: usize = 64;
+/// Bytes of the f32 numbers of a block.
+const BLOCK_BYTES: usize = BLOCK * size_of::<f32>();
+/// Numbers that a thread reads at a time, about: they stay in its core's second cache.
+const PART: usize = 48 << 10;
 
 /// The rows of a matrix in one of the forms that hold all of its numbers.
 #[derive(Debug)]
-pub(crate) enum Compact {
+pub(crate) struct Compact {
+    form: Form,
+    blocks_in_a_row: usize,
+}
+
+#[derive(Debug)]
+enum Form {
     /// 6 bits a number.
     Nibbles(Vec<Nibbles>),
     /// 9 bits a number.
@@ -27,191 +46,177 @@ pub(crate) enum Compact {
 }
 
 impl Compact {
-    /// The numbers of `matrix`, whose rows lie dense; `None` if no form holds all of them.
-    pub(crate) fn of(matrix: &Matrix) -> Option<Self> {
-        if matrix.column_stride != 1 || !matrix.columns.is_multiple_of(BLOCK) {
-            return None;
+    /// The numbers of an f32 tensor `[rows, columns]` on the CPU, whose rows lie dense; `None` if no form holds all of them.
+    pub(crate) fn of(tensor: &Tensor) -> Option<Self> {
+        let matrix = Matrix::<f32>::of(tensor).filter(|matrix| matrix.column_stride == 1)?;
+        let fill = |first: usize, bytes: &mut [u8]| {
+            let row_bytes = matrix.columns * size_of::<f32>();
+            for (row, targets) in (first / row_bytes..).zip(bytes.chunks_mut(row_bytes)) {
+                for (target, number) in targets.as_chunks_mut::<4>().0.iter_mut().zip(matrix.dense_row(row)) {
+                    *target = number.to_ne_bytes();
+                }
+            }
+            Ok::<(), Infallible>(())
+        };
+        match Self::filled([matrix.rows, matrix.columns], fill) {
+            Ok(found) => found,
+            Err(never) => match never {},
         }
-        blocks_of(matrix)
-            .map(Self::Nibbles)
-            .or_else(|| blocks_of(matrix).map(Self::Bytes))
-            .or_else(|| blocks_of(matrix).map(Self::Halves))
+    }
+
+    /// The numbers that `fill` writes as bytes of f32, whole rows at a time, given the place of the first byte; `None` if no form holds all
+    /// of them. It may be asked for the same rows again.
+    pub(crate) fn filled<E: Send>(
+        [rows, columns]: [usize; 2],
+        fill: impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync,
+    ) -> Result<Option<Self>, E> {
+        if rows == 0 || columns == 0 || !columns.is_multiple_of(BLOCK) {
+            return Ok(None);
+        }
+        let shape = [rows, columns];
+        let form = if let Some(blocks) = blocks_of(shape, &fill)? {
+            Form::Nibbles(blocks)
+        } else if let Some(blocks) = blocks_of(shape, &fill)? {
+            Form::Bytes(blocks)
+        } else if let Some(blocks) = blocks_of(shape, &fill)? {
+            Form::Halves(blocks)
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(Self { form, blocks_in_a_row: columns / BLOCK }))
+    }
+
+    /// As a factor of products.
+    pub(crate) fn factor(&self) -> Factor<'_> {
+        match &self.form {
+            Form::Nibbles(blocks) => Factor::Nibbles(BlockMatrix::new(blocks, self.blocks_in_a_row)),
+            Form::Bytes(blocks) => Factor::Bytes(BlockMatrix::new(blocks, self.blocks_in_a_row)),
+            Form::Halves(blocks) => {
+                let numbers = blocks.as_flattened();
+                let columns = self.blocks_in_a_row * BLOCK;
+                // SAFETY: the numbers lie row by row, and are borrowed for as long as the factor lives.
+                Factor::Halves(unsafe {
+                    Matrix::at(
+                        NonNull::from(numbers).cast(),
+                        [numbers.len() / columns, columns],
+                        [columns, 1],
+                    )
+                })
+            }
+        }
+    }
+
+    /// Some of its rows, which exist, as a dense f32 tensor.
+    pub(crate) fn rows(&self, indices: &[i64]) -> KernelResult<Tensor> {
+        match &self.form {
+            Form::Nibbles(blocks) => self.rows_of(blocks, indices),
+            Form::Bytes(blocks) => self.rows_of(blocks, indices),
+            Form::Halves(blocks) => self.rows_of(blocks, indices),
+        }
+    }
+
+    fn rows_of<B: Block>(&self, blocks: &[B], indices: &[i64]) -> KernelResult<Tensor> {
+        let row_bytes = self.blocks_in_a_row * BLOCK * size_of::<f32>();
+        let shape = [indices.len() as i64, (self.blocks_in_a_row * BLOCK) as i64];
+        filled_tensor(&shape, Kind::Float, |first, mut bytes| {
+            // A part may begin and end within a row.
+            let mut place = first;
+            while !bytes.is_empty() {
+                let (row, start) = (place / row_bytes, place % row_bytes);
+                let (target, rest) = bytes.split_at_mut(bytes.len().min(row_bytes - start));
+                let first = indices[row] as usize * self.blocks_in_a_row;
+                let blocks = &blocks[first..first + self.blocks_in_a_row];
+                place += target.len();
+                dispatch(Numbers { blocks: &blocks[start / BLOCK_BYTES..], target });
+                bytes = rest;
+            }
+            Ok(())
+        })
     }
 
     /// Bytes of memory.
     pub(crate) fn size(&self) -> usize {
-        match self {
-            Self::Nibbles(blocks) => size_of_val(blocks.as_slice()),
-            Self::Bytes(blocks) => size_of_val(blocks.as_slice()),
-            Self::Halves(blocks) => size_of_val(blocks.as_slice()),
+        match &self.form {
+            Form::Nibbles(blocks) => size_of_val(blocks.as_slice()),
+            Form::Bytes(blocks) => size_of_val(blocks.as_slice()),
+            Form::Halves(blocks) => size_of_val(blocks.as_slice()),
         }
     }
 }
 
-/// [`BLOCK`] numbers in fewer bits.
-pub(super) trait Block: Copy + Send {
-    /// The block that holds exactly these numbers, if there is one. `FMA` says that the machine multiplies and adds in one instruction.
-    fn of(numbers: &[f32; BLOCK]) -> Option<Self>;
-
-    /// The numbers from `part * V::LANES` on.
-    ///
-    /// # Safety
-    /// As the methods of [`Vector`]; `(part + 1) * V::LANES` is at most [`BLOCK`].
-    unsafe fn part<V: Vector>(&self, part: usize) -> V;
-}
-
-/// `step * code + base` with codes of 4 bits, rounded once.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Nibbles {
-    step: f32,
-    base: f32,
-    /// In the low halves the first numbers, in the high ones the others.
-    codes: [u8; BLOCK / 2],
-}
-
-impl Block for Nibbles {
-    #[inline(always)]
-    fn of(numbers: &[f32; BLOCK]) -> Option<Self> {
-        let (mut base, mut largest) = (numbers[0], numbers[0]);
-        for &number in numbers {
-            base = if number < base { number } else { base };
-            largest = if number > largest { number } else { largest };
-        }
-        // What the step is depends on the code of the largest number.
-        for code in (1..=15u8).rev() {
-            let step = (largest - base) / f32::from(code);
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-            let (mut codes, mut different) = ([0u8; BLOCK], 0);
-            for (code, &number) in codes.iter_mut().zip(numbers) {
-                let nearest = ((number - base) * inverse + 0.5) as i32;
-                let again = step.mul_add(nearest as f32, base);
-                different |= again.to_bits() ^ number.to_bits();
-                *code = nearest as u8;
-            }
-            if different == 0 {
-                let mut pairs = [0; BLOCK / 2];
-                for (index, pair) in pairs.iter_mut().enumerate() {
-                    *pair = codes[index] | codes[index + BLOCK / 2] << 4;
-                }
-                return Some(Self { step, base, codes: pairs });
-            }
-        }
-        None
-    }
-
-    #[inline(always)]
-    unsafe fn part<V: Vector>(&self, part: usize) -> V {
-        let first = part * V::LANES;
-        // SAFETY: as the caller says; half a block is a whole number of registers.
-        unsafe {
-            V::nibbles(self.codes.as_ptr().add(first % (BLOCK / 2)), first >= BLOCK / 2, self.step, self.base)
-        }
-    }
-}
-
-/// `step * code` with signed codes of 8 bits.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Bytes {
-    step: f32,
-    codes: [i8; BLOCK],
-}
-
-impl Block for Bytes {
-    #[inline(always)]
-    fn of(numbers: &[f32; BLOCK]) -> Option<Self> {
-        let mut largest = 0.0;
-        for number in numbers {
-            largest = if number.abs() > largest { number.abs() } else { largest };
-        }
-        for code in (1..=127u8).rev() {
-            let step = largest / f32::from(code);
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-            let (mut codes, mut different) = ([0i8; BLOCK], 0);
-            for (code, &number) in codes.iter_mut().zip(numbers) {
-                let nearest = (number * inverse + 0.5f32.copysign(number)) as i32;
-                different |= (step * nearest as f32).to_bits() ^ number.to_bits();
-                *code = nearest as i8;
-            }
-            if different == 0 {
-                return Some(Self { step, codes });
-            }
-        }
-        None
-    }
-
-    #[inline(always)]
-    unsafe fn part<V: Vector>(&self, part: usize) -> V {
-        // SAFETY: as the caller says.
-        unsafe { V::bytes(self.codes.as_ptr().add(part * V::LANES), self.step) }
-    }
-}
-
-/// The upper halves of numbers whose lower halves are zero: bf16.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Halves([u16; BLOCK]);
-
-impl Block for Halves {
-    #[inline(always)]
-    fn of(numbers: &[f32; BLOCK]) -> Option<Self> {
-        let (mut halves, mut lower) = ([0; BLOCK], 0);
-        for (half, number) in halves.iter_mut().zip(numbers) {
-            lower |= number.to_bits() & 0xffff;
-            *half = (number.to_bits() >> 16) as u16;
-        }
-        (lower == 0).then_some(Self(halves))
-    }
-
-    #[inline(always)]
-    unsafe fn part<V: Vector>(&self, part: usize) -> V {
-        // SAFETY: as the caller says.
-        unsafe { V::halves(self.0.as_ptr().add(part * V::LANES)) }
-    }
-}
-
-/// The blocks of all rows, one row after the other.
-fn blocks_of<B: Block>(matrix: &Matrix) -> Option<Vec<B>> {
-    let in_a_row = matrix.columns / BLOCK;
+/// The blocks of all rows, one row after the other; `None` if some numbers are in no such block.
+fn blocks_of<B: Block, E: Send>(
+    [rows, columns]: [usize; 2],
+    fill: &(impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+) -> Result<Option<Vec<B>>, E> {
+    let in_a_row = columns / BLOCK;
     let fits = AtomicBool::new(true);
-    let parts = Mutex::new(Vec::new());
-    parallel_for(matrix.rows.div_ceil(ROWS), 1, |tasks| {
-        for task in tasks {
-            let rows = task * ROWS..((task + 1) * ROWS).min(matrix.rows);
-            let mut blocks = Vec::with_capacity(rows.len() * in_a_row);
-            if fits.load(Ordering::Relaxed) {
-                dispatch(Rows { matrix, rows, blocks: &mut blocks, fits: &fits });
+    let write = |first_block: usize, blocks: &mut [MaybeUninit<B>]| -> Result<(), E> {
+        let mut result = Ok(());
+        with_scratch(blocks.len() * BLOCK, |numbers| {
+            result = fill(first_block * BLOCK_BYTES, bytes_of(numbers));
+            if result.is_ok() && fits.load(Ordering::Relaxed) {
+                dispatch(Blocks { numbers, blocks, fits: &fits });
             }
-            if let Ok(mut parts) = parts.lock() {
-                parts.push((task, blocks));
-            }
-        }
-    });
-    let mut parts = parts.into_inner().ok().filter(|_| fits.into_inner())?;
-    parts.sort_unstable_by_key(|(task, _)| *task);
-    let mut all = Vec::with_capacity(matrix.rows * in_a_row);
-    for (_, blocks) in parts {
-        all.extend_from_slice(&blocks);
+        });
+        result
+    };
+    // A row shows what the others are, mostly.
+    write(0, &mut vec![MaybeUninit::uninit(); in_a_row])?;
+    if !fits.load(Ordering::Relaxed) {
+        return Ok(None);
     }
-    (all.len() == matrix.rows * in_a_row).then_some(all)
+    let mut blocks = Vec::with_capacity(rows * in_a_row);
+    let part = in_a_row * (PART / columns).max(1);
+    in_parts(&mut blocks.spare_capacity_mut()[..rows * in_a_row], part, |index, blocks| {
+        if fits.load(Ordering::Relaxed) { write(index * part, blocks) } else { Ok(()) }
+    })?;
+    if !fits.into_inner() {
+        return Ok(None);
+    }
+    // SAFETY: every part was written, since none failed and all numbers fit.
+    unsafe { blocks.set_len(rows * in_a_row) };
+    Ok(Some(blocks))
 }
 
-struct Rows<'a, B> {
-    matrix: &'a Matrix<'a>,
-    rows: std::ops::Range<usize>,
-    blocks: &'a mut Vec<B>,
+/// The memory of numbers.
+fn bytes_of(numbers: &mut [f32]) -> &mut [u8] {
+    // SAFETY: the same memory, borrowed for as long; any bits are a byte, and any bytes a number.
+    unsafe { slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
+}
+
+/// Writes the blocks that hold some numbers.
+struct Blocks<'a, B> {
+    numbers: &'a [f32],
+    blocks: &'a mut [MaybeUninit<B>],
     fits: &'a AtomicBool,
 }
 
-impl<B: Block> Kernel for Rows<'_, B> {
+impl<B: Block> Kernel for Blocks<'_, B> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        for row in self.rows {
-            for block in self.matrix.dense_row(row).as_chunks().0 {
-                match B::of(block) {
-                    Some(block) => self.blocks.push(block),
-                    None => return self.fits.store(false, Ordering::Relaxed),
-                }
+        for (numbers, block) in self.numbers.as_chunks().0.iter().zip(self.blocks) {
+            match B::of(numbers) {
+                Some(found) => block.write(found),
+                None => return self.fits.store(false, Ordering::Relaxed),
+            };
+        }
+    }
+}
+
+/// Writes the numbers of blocks.
+struct Numbers<'a, B> {
+    blocks: &'a [B],
+    target: &'a mut [u8],
+}
+
+impl<B: Block> Kernel for Numbers<'_, B> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let targets = self.target.as_chunks_mut::<4>().0.as_chunks_mut::<BLOCK>().0;
+        for (block, target) in self.blocks.iter().zip(targets) {
+            for (place, number) in target.iter_mut().enumerate() {
+                *number = block.number(place).to_ne_bytes();
             }
         }
     }

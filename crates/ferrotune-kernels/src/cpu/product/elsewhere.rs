@@ -25,17 +25,45 @@ impl Matrix<'_> {
     }
 }
 
-/// No matrix has one here.
+/// Nor is a weight one.
+pub(crate) type Factor<'a> = Matrix<'a>;
+
+/// libtorch's products want all factors in one kind.
+pub(crate) fn reads_as_it_is(_: &Factor) -> bool {
+    false
+}
+
+/// As above.
+pub(crate) fn reads_bf16() -> bool {
+    false
+}
+
+/// No weight has one here.
 #[derive(Debug)]
 pub(crate) struct Compact(Infallible);
 
 impl Compact {
-    pub(crate) fn of(_: &Matrix) -> Option<Self> {
+    pub(crate) fn of(_: &Tensor) -> Option<Self> {
         None
     }
 
+    pub(crate) fn filled<E: Send>(
+        _: [usize; 2],
+        _: impl Fn(usize, &mut [u8]) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<Option<Self>, E> {
+        Ok(None)
+    }
+
+    pub(crate) fn factor(&self) -> Factor<'_> {
+        match self.0 {}
+    }
+
+    pub(crate) fn rows(&self, _: &[i64]) -> Result<Tensor> {
+        match self.0 {}
+    }
+
     pub(crate) fn size(&self) -> usize {
-        0
+        match self.0 {}
     }
 }
 
@@ -43,13 +71,12 @@ impl Compact {
 pub(crate) struct Term<'a> {
     pub(crate) first_column: usize,
     pub(crate) scale: f32,
-    pub(crate) compact: Option<&'a Compact>,
     pub(crate) never: Matrix<'a>,
 }
 
 impl<'a> Term<'a> {
     pub(crate) fn new(left: Matrix<'a>, _: Matrix<'a>) -> Self {
-        Self { first_column: 0, scale: 1.0, compact: None, never: left }
+        Self { first_column: 0, scale: 1.0, never: left }
     }
 }
 

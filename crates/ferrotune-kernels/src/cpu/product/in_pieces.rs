@@ -15,7 +15,7 @@
 //! Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
 //! arXiv:1904.06376.
 
-use super::{FEW_ROWS, Target, Term, in_parallel, in_shares, panel::depth_blocks};
+use super::{FEW_ROWS, Factor, Target, Term, in_parallel, in_shares, panel::depth_blocks};
 use std::{
     ops::Range,
     sync::{
@@ -46,11 +46,16 @@ pub(super) fn is_available() -> bool {
     *ANSWER.get_or_init(|| unit::is_there() && unit::is_permitted())
 }
 
-/// Whether the unit is the best way to that product: all bits of f32 in both factors are twice the work of one in bf16, and no gain
-/// beside a good product of f32. Judged by some numbers of the right factor; what it needs is seen when it is copied.
-pub(super) fn suits(rows: usize, first: &Term) -> bool {
-    let Term { right, .. } = first;
-    rows > FEW_ROWS && right.rows >= STEP && right.columns >= BLOCK && pack::has_two_pieces_at_most(right)
+/// Whether the unit is the best way to that product.
+pub(super) fn suits(rows: usize, right: &Factor) -> bool {
+    let [depth, columns] = right.shape();
+    rows > FEW_ROWS && depth >= STEP && columns >= BLOCK && takes_numbers_of(right)
+}
+
+/// Whether the unit is the best way to products with such numbers: all bits of f32 in both factors are twice the work of one in bf16, and
+/// no gain beside a good product of f32. Judged by some numbers of the right factor; what it needs is seen when it is copied.
+pub(super) fn takes_numbers_of(right: &Factor) -> bool {
+    pack::has_two_pieces_at_most(right)
 }
 
 /// A range of a term's depth.
@@ -263,7 +268,10 @@ impl Area<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::product::{Matrix, tests::in_tiles};
+    use crate::cpu::product::{
+        Compact, Matrix,
+        tests::{in_tiles, of_few_bits},
+    };
     use crate::cpu::{assert_close, noise};
     use tch::{Kind, Tensor};
 
@@ -300,6 +308,45 @@ mod tests {
     }
 
     #[test]
+    fn copies_of_a_right_factor_are_alike_in_every_form() {
+        use std::arch::is_x86_feature_detected as has;
+        if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
+            return;
+        }
+        let x = noise(1, &[3, 96]);
+        let copied = |factor: Factor, first_column: usize, depth: Range<usize>, scale: f32| {
+            let term = Term { scale, ..Term::new(Matrix::of(&x).unwrap(), factor) };
+            let mut room = vec![7u16; depth.len().div_ceil(STEP) * STEP_BYTES / 2];
+            // SAFETY: room for the steps of the depth; the machine has AVX-512.
+            (unsafe { pack::right(&term, first_column, depth, room.as_mut_ptr()) }, room)
+        };
+        for (weight, _) in of_few_bits(96, 128) {
+            let compact = Compact::of(&weight).unwrap();
+            let single = Factor::of(&weight).unwrap();
+            // Neither rows nor columns of it lie dense.
+            let apart = Tensor::stack(&[&weight, &weight], 2).select(2, 1);
+            let apart = Factor::of(&apart).unwrap();
+            let brain = weight.to_kind(Kind::BFloat16);
+            let brain = Factor::of(&brain).filter(|_| weight == brain.to_kind(Kind::Float));
+            for factor in [compact.factor(), apart].into_iter().chain(brain) {
+                // The second tile of the last block is beyond the factor's columns.
+                for first in [0, 32, 80] {
+                    let of = |factor: Factor| copied(factor, first, 32..96, 1.0);
+                    assert!(
+                        of(factor) == of(single) && of(factor.turned()) == of(single.turned()),
+                        "{first}"
+                    );
+                    let of = |factor: Factor| copied(factor, first, 64..96, 0.75);
+                    assert!(
+                        of(factor) == of(single) && of(factor.turned()) == of(single.turned()),
+                        "{first}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
     fn results_of_several_areas_and_of_several_passes() {
         if !is_available() {
             return;
@@ -317,8 +364,7 @@ mod tests {
             let w = of_bits(bits, &noise(2, &[columns, depth]));
             // The row of a token that is never seen.
             let _ = w.get(0).zero_();
-            let x = noise(1, &[rows as i64, depth]);
-            suits(rows, &Term::new(Matrix::of(&x).unwrap(), Matrix::of(&w).unwrap().turned()))
+            suits(rows, &Factor::of(&w).unwrap().turned())
         };
         assert!(takes(33, 32, 32, 8) && takes(33, 700, 40, 16));
         assert!(!takes(33, 32, 32, 24) && !takes(33, 700, 40, 24));

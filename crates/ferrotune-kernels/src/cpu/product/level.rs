@@ -1,7 +1,10 @@
 //! A product cut into tasks, each computed with the best instructions that the machine has.
 
-use super::tile::{self, CompactRows, DenseRows, GROUP, RightRows};
-use super::{Compact, FEW_ROWS, Rows, Target, Term, compact, in_parallel, panel, vector::Vector};
+use super::right_rows::{DenseRows, RightRows};
+use super::tile::{self, GROUP};
+use super::{
+    FEW_ROWS, Factor, Matrix, Rows, Target, Term, in_parallel, number::Number, panel, vector::Vector,
+};
 use std::arch::x86_64::{__m256, __m512};
 use std::ops::Range;
 
@@ -128,15 +131,11 @@ impl Level {
                     scale: term.scale,
                     add: index > 0 || target.holds_sums,
                 };
-                match term.compact {
-                    None => {
-                        let stride = term.right.column_stride;
-                        let start = term.right.start.as_ptr().add(first * stride);
-                        self.few(&block, DenseRows { start, stride });
-                    }
-                    Some(Compact::Nibbles(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
-                    Some(Compact::Bytes(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
-                    Some(Compact::Halves(blocks)) => self.few(&block, rows_of(blocks, first, block.depth)),
+                match &term.right {
+                    Factor::Singles(right) => self.few(&block, columns_from(right, first)),
+                    Factor::Halves(right) => self.few(&block, columns_from(right, first)),
+                    Factor::Bytes(right) => self.few(&block, right.rows().from(first)),
+                    Factor::Nibbles(right) => self.few(&block, right.rows().from(first)),
                 }
             }
         }
@@ -171,13 +170,13 @@ impl Level {
 
 /// Sums and products of the terms.
 fn work(terms: &[Term]) -> usize {
-    terms.iter().map(|term| term.left.rows * term.left.columns * term.right.columns).sum()
+    terms.iter().map(|term| term.left.rows * term.left.columns * term.right.shape()[1]).sum()
 }
 
-/// Rows from `first` on, of `depth` numbers each.
-fn rows_of<B>(blocks: &[B], first: usize, depth: usize) -> CompactRows<B> {
-    let blocks_in_a_row = depth / compact::BLOCK;
-    CompactRows { start: blocks[first * blocks_in_a_row..].as_ptr(), blocks_in_a_row }
+/// The columns of a right factor from `first` on, which lie dense.
+fn columns_from<T: Number>(right: &Matrix<T>, first: usize) -> DenseRows<T> {
+    let stride = right.column_stride;
+    DenseRows { start: right.start.as_ptr().wrapping_add(first * stride), stride }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
@@ -240,13 +239,20 @@ unsafe fn rows_avx2(block: &Rows) {
     unsafe { tile::rows::<__m256, 6, 2>(block) };
 }
 
-/// Whether so few rows meet the columns of a panel that its copy would cost as much as their product, and it can be read where it lies.
-fn reads_in_place(term: &Term, rows: usize, columns: Range<usize>) -> bool {
-    rows <= UNCOPIED_ROWS
-        && term.scale == 1.0
-        && term.right.column_stride == 1
-        && columns.len().is_multiple_of(GROUP)
-        && term.columns_among(columns.clone()) == columns
+/// The factor whose columns are read where they lie: so few rows meet them that a copy into a panel would cost as much as their product.
+fn read_in_place<'a>(term: &'a Term, rows: usize, columns: Range<usize>) -> Option<&'a Matrix<'a>> {
+    match &term.right {
+        Factor::Singles(right)
+            if rows <= UNCOPIED_ROWS
+                && term.scale == 1.0
+                && right.column_stride == 1
+                && columns.len().is_multiple_of(GROUP)
+                && term.columns_among(columns.clone()) == columns =>
+        {
+            Some(right)
+        }
+        _ => None,
+    }
 }
 
 /// # Safety
@@ -265,17 +271,20 @@ unsafe fn fill_panel<V: Vector>(
         if term.columns_among(first..first + columns).is_empty() {
             continue;
         }
-        for depth in panel::depth_blocks(term.left.columns, panel::DEPTH) {
+        for depth in panel::depths(term.left.columns) {
             // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
             // the target; a panel of that depth fits the scratch, and one that is read in place is columns of the factor in whole groups.
             unsafe {
-                let (panel, panel_stride) = if reads_in_place(term, rows.len(), first..first + columns) {
-                    let first = first - term.first_column;
-                    let start = term.right.start.as_ptr().add(depth.start * term.right.row_stride + first);
-                    (start.cast_const(), term.right.row_stride)
-                } else {
-                    panel::pack::<V>(term, depth.clone(), first, panel);
-                    (panel.as_ptr(), panel::WIDTH)
+                let (panel, panel_stride) = match read_in_place(term, rows.len(), first..first + columns) {
+                    Some(right) => {
+                        let first = first - term.first_column;
+                        let start = right.start.as_ptr().add(depth.start * right.row_stride + first);
+                        (start.cast_const(), right.row_stride)
+                    }
+                    None => {
+                        panel::pack::<V>(term, depth.clone(), first, panel);
+                        (panel.as_ptr(), panel::WIDTH)
+                    }
                 };
                 compute(&Rows {
                     rows: rows.len(),

@@ -6,6 +6,7 @@
 use super::{
     FEW_ROWS, Level, Matrix, Rows, Target, in_parallel, level,
     panel::{self, depth_blocks},
+    right_rows::DenseRows,
     tile::GROUP,
     vector::Vector,
 };
@@ -127,7 +128,8 @@ unsafe fn turned_sum<V: Vector>(sums: &Sums, rows: &mut [f32]) {
                     }
                     sum.store(row.as_mut_ptr());
                 }
-                V::turn(square.as_ptr(), V::LANES, rows[place * columns + first..].as_mut_ptr(), columns);
+                let square = DenseRows { start: square.as_ptr(), stride: V::LANES };
+                V::turn(square, 0, 0, rows[place * columns + first..].as_mut_ptr(), columns);
             }
         }
     }

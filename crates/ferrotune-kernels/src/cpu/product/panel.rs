@@ -1,6 +1,12 @@
 //! Columns of a right factor, copied into the order in which a tile reads them.
 
-use super::{Matrix, Term, vector::Vector};
+use super::{
+    Factor, Matrix, Term,
+    blocks::{BLOCK, Block, BlockMatrix},
+    number::Number,
+    right_rows::{DenseRows, RightRows},
+    vector::Vector,
+};
 use std::{arch::x86_64::__m256, cell::RefCell, ops::Range};
 
 /// Columns that a panel holds side by side.
@@ -43,6 +49,12 @@ pub(super) fn depth_blocks(depth: usize, most: usize) -> impl Iterator<Item = st
     (0..depth).step_by(block).map(move |start| start..(start + block).min(depth))
 }
 
+/// The depths of the panels for a factor of `depth` rows; each but the last ends where a block of a weight does.
+pub(super) fn depths(depth: usize) -> impl Iterator<Item = Range<usize>> {
+    depth_blocks(depth.div_ceil(BLOCK), DEPTH / BLOCK)
+        .map(move |blocks| blocks.start * BLOCK..(blocks.end * BLOCK).min(depth))
+}
+
 /// Copies `scale * right[depth, columns]` into the panel, row by row; `columns` are those of the target from `first` on, and those
 /// that the term does not reach become zero.
 ///
@@ -66,12 +78,14 @@ pub(in crate::cpu) unsafe fn pack<V: Vector>(
     }
     let (place, width) = (reached.start - first, reached.len());
     let from = reached.start - term.first_column;
+    let place = Place { first_row: depth.start, from, width, place };
     // SAFETY: `from..from + width` are columns of the factor, and `depth` its rows.
     unsafe {
-        if term.right.column_stride == 1 {
-            copy_rows(&term.right, depth.start, from, width, place, rows);
-        } else {
-            copy_columns::<V>(&term.right, depth.start, from, width, place, rows);
+        match &term.right {
+            Factor::Singles(right) => copy_matrix::<V, _>(right, place, rows),
+            Factor::Halves(right) => copy_matrix::<V, _>(right, place, rows),
+            Factor::Nibbles(right) => copy_blocks::<V, _>(right, place, rows),
+            Factor::Bytes(right) => copy_blocks::<V, _>(right, place, rows),
         }
     }
     if term.scale != 1.0 {
@@ -81,101 +95,127 @@ pub(in crate::cpu) unsafe fn pack<V: Vector>(
     }
 }
 
-/// Rows of the factor lie dense.
+/// The numbers of a factor that go into a panel.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Row of the factor that becomes the panel's first.
+    first_row: usize,
+    /// First column of the factor.
+    from: usize,
+    /// Number of columns.
+    width: usize,
+    /// Column of the panel where the first one goes.
+    place: usize,
+}
+
+/// # Safety
+/// The factor has the columns, and as many rows from the first one on as the panel; the machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn copy_matrix<V: Vector, T: Number>(right: &Matrix<T>, place: Place, rows: &mut [[f32; WIDTH]]) {
+    let Matrix { row_stride, column_stride, .. } = *right;
+    let start = right.start.as_ptr().cast_const();
+    // SAFETY: as the caller says.
+    unsafe {
+        match (row_stride, column_stride) {
+            (stride, 1) => copy_rows::<V>(DenseRows { start, stride }, place, rows),
+            (1, stride) => copy_columns::<V>(DenseRows { start, stride }, place, rows),
+            _ => copy_numbers(|row, column| right.number(row, column), place, 0..rows.len(), 0, rows),
+        }
+    }
+}
+
+/// # Safety
+/// As [`copy_matrix`].
+#[inline(always)]
+unsafe fn copy_blocks<V: Vector, B: Block>(right: &BlockMatrix<B>, place: Place, rows: &mut [[f32; WIDTH]]) {
+    // SAFETY: as the caller says.
+    unsafe {
+        match right.turned {
+            false => copy_rows::<V>(right.rows(), place, rows),
+            true => copy_columns::<V>(right.rows(), place, rows),
+        }
+    }
+}
+
+/// Copies a factor of rows that lie dense.
 ///
 /// # Safety
-/// The factor has `width` columns from `from` on, and `rows.len()` rows from `first_row` on.
+/// As [`copy_matrix`].
 #[inline(always)]
-unsafe fn copy_rows(
-    right: &Matrix,
-    first_row: usize,
-    from: usize,
-    width: usize,
-    place: usize,
-    rows: &mut [[f32; WIDTH]],
-) {
-    for (index, row) in rows.iter_mut().enumerate() {
-        // SAFETY: by the function's own demand these are numbers of the factor.
-        unsafe {
-            let source = right.start.as_ptr().add((first_row + index) * right.row_stride + from);
-            if width == WIDTH {
-                *row = source.cast::<[f32; WIDTH]>().read_unaligned();
-            } else {
-                std::ptr::copy_nonoverlapping(source, row[place..place + width].as_mut_ptr(), width);
+unsafe fn copy_rows<V: Vector>(right: impl RightRows, place: Place, rows: &mut [[f32; WIDTH]]) {
+    // Registers of blocks begin where a multiple of their lanes does.
+    let whole = if place.from.is_multiple_of(V::LANES) { place.width / V::LANES * V::LANES } else { 0 };
+    // SAFETY: numbers of the factor, as the caller says.
+    unsafe {
+        for (index, row) in rows.iter_mut().enumerate() {
+            let target = &mut row[place.place..place.place + place.width];
+            for (column, target) in target[..whole].chunks_exact_mut(V::LANES).enumerate() {
+                let column = place.from + column * V::LANES;
+                right.load::<V>(place.first_row + index, column).store(target.as_mut_ptr());
             }
         }
+        copy_numbers(|row, column| right.number(row, column), place, 0..rows.len(), whole, rows);
     }
 }
 
-/// Columns of the factor lie dense, or nothing does: squares as wide as a register are turned.
+/// Copies a factor of columns that lie dense: squares as wide as a register are turned. `right` are its columns.
 ///
 /// # Safety
-/// As [`copy_rows`]; the machine has the instructions of `V`.
+/// As [`copy_matrix`].
 #[inline(always)]
-unsafe fn copy_columns<V: Vector>(
-    right: &Matrix,
-    first_row: usize,
-    from: usize,
-    width: usize,
-    place: usize,
+unsafe fn copy_columns<V: Vector>(right: impl RightRows, place: Place, rows: &mut [[f32; WIDTH]]) {
+    let whole = match place.first_row.is_multiple_of(V::LANES) {
+        true => [rows.len(), place.width].map(|count| count / 8 * 8),
+        false => [0; 2],
+    };
+    let wide = whole.map(|count| count / V::LANES * V::LANES);
+    // SAFETY: the ranges are some of the factor and of the panel. Machines with wider registers have those of 8, which take what the wide
+    // ones leave: all there is of an adapter of rank 8.
+    unsafe {
+        turn_squares::<V>(right, place, 0..wide[0], 0..wide[1], rows);
+        turn_squares::<__m256>(right, place, 0..wide[0], wide[1]..whole[1], rows);
+        turn_squares::<__m256>(right, place, wide[0]..whole[0], 0..whole[1], rows);
+        let number = |row, column| right.number(column, row);
+        copy_numbers(number, place, 0..whole[0], whole[1], rows);
+        copy_numbers(number, place, whole[0]..rows.len(), 0, rows);
+    }
+}
+
+/// Copies numbers one by one: of the panel's rows in `which`, and of the columns from the `first` of the place on.
+#[inline(always)]
+fn copy_numbers(
+    number: impl Fn(usize, usize) -> f32,
+    place: Place,
+    which: Range<usize>,
+    first: usize,
     rows: &mut [[f32; WIDTH]],
 ) {
-    let at = |row: usize, column: usize| {
-        // SAFETY: called for numbers of the factor alone.
-        unsafe {
-            right
-                .start
-                .as_ptr()
-                .add((first_row + row) * right.row_stride + (from + column) * right.column_stride)
-        }
-    };
-    let (mut whole_rows, mut whole_columns) = (0, 0);
-    if right.row_stride == 1 {
-        let wide = [rows.len(), width].map(|count| count / V::LANES * V::LANES);
-        [whole_rows, whole_columns] = [rows.len(), width].map(|count| count / 8 * 8);
-        // SAFETY: numbers of a column lie side by side, `row_stride` being 1, and the ranges are some of the factor and of the panel.
-        // Machines with wider registers have those of 8, which take what the wide ones leave: all there is of an adapter of rank 8.
-        unsafe {
-            turn_squares::<V>(at, right.column_stride, 0..wide[0], 0..wide[1], place, rows);
-            turn_squares::<__m256>(at, right.column_stride, 0..wide[0], wide[1]..whole_columns, place, rows);
-            turn_squares::<__m256>(
-                at,
-                right.column_stride,
-                wide[0]..whole_rows,
-                0..whole_columns,
-                place,
-                rows,
-            );
-        }
-    }
-    for (row, target) in rows.iter_mut().enumerate() {
-        let done = if row < whole_rows { whole_columns } else { 0 };
-        for column in done..width {
-            // SAFETY: a number of the factor.
-            target[place + column] = unsafe { at(row, column).read() };
+    for index in which {
+        let target = &mut rows[index][place.place..place.place + place.width];
+        for (column, target) in target.iter_mut().enumerate().skip(first) {
+            *target = number(place.first_row + index, place.from + column);
         }
     }
 }
 
-/// Turns squares as wide as a register, which fill the ranges; `at` leads to a number of the factor by its row and column.
+/// Turns squares as wide as a register, which fill the ranges, counted from the place.
 ///
 /// # Safety
-/// The numbers exist in the factor, those of a column side by side, and their places in the panel; the machine has the instructions of `V`.
+/// As [`copy_matrix`], for the columns and rows of the ranges.
 #[inline(always)]
 unsafe fn turn_squares<V: Vector>(
-    at: impl Fn(usize, usize) -> *mut f32,
-    column_stride: usize,
+    right: impl RightRows,
+    place: Place,
     depth: Range<usize>,
     columns: Range<usize>,
-    place: usize,
     rows: &mut [[f32; WIDTH]],
 ) {
     // Along the columns, which are read as streams.
     for column in columns.step_by(V::LANES) {
         for row in depth.clone().step_by(V::LANES) {
-            let target = rows[row..row + V::LANES].as_flattened_mut()[place + column..].as_mut_ptr();
+            let target = rows[row..row + V::LANES].as_flattened_mut()[place.place + column..].as_mut_ptr();
             // SAFETY: as the caller says.
-            unsafe { V::turn(at(row, column), column_stride, target, WIDTH) };
+            unsafe { V::turn(right, place.from + column, place.first_row + row, target, WIDTH) };
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A register of f32 numbers, as wide as the machine has it.
 
+use super::right_rows::RightRows;
 use std::arch::x86_64::*;
 
 /// Asks for the cache line of a number that will be read soon, wherever the pointer leads.
@@ -14,7 +15,7 @@ pub(super) fn prefetch(of: *const f32) {
 /// # Safety
 /// Every method demands a machine that has the register's instructions, and code that is compiled with them: the callers are inlined
 /// into functions that enable them. Pointers must lead to `LANES` numbers, at any alignment.
-pub(in crate::cpu) trait Vector: Copy {
+pub(crate) trait Vector: Copy {
     /// Numbers in the register.
     const LANES: usize;
 
@@ -33,8 +34,8 @@ pub(in crate::cpu) trait Vector: Copy {
     unsafe fn bytes(codes: *const i8, step: f32) -> Self;
     /// Numbers whose upper halves these are.
     unsafe fn halves(codes: *const u16) -> Self;
-    /// Writes a square of `LANES` rows of as many numbers with rows and columns exchanged; strides are those of the rows.
-    unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// Writes a square of `LANES` rows, from a row and column on, with rows and columns exchanged; the stride is that of the rows written.
+    unsafe fn turn(from: impl RightRows, row: usize, column: usize, to: *mut f32, to_stride: usize);
 }
 
 // SAFETY, for the blocks below: each is one instruction or a few, under exactly the demands of the trait.
@@ -131,9 +132,13 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn turn(from: impl RightRows, row: usize, column: usize, to: *mut f32, to_stride: usize) {
         unsafe {
-            let rows: [Self; 16] = std::array::from_fn(|row| _mm512_loadu_ps(from.add(row * from_stride)));
+            // A closure would not be compiled for this instruction set.
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (index, numbers) in rows.iter_mut().enumerate() {
+                *numbers = from.load(row + index, column);
+            }
             // Squares of 4, a row of them from four rows: first their pairs side by side, then their fours.
             let mut fours = [_mm512_setzero_ps(); 16];
             for place in (0..16).step_by(4) {
@@ -256,9 +261,13 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn turn(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn turn(from: impl RightRows, row: usize, column: usize, to: *mut f32, to_stride: usize) {
         unsafe {
-            let rows: [Self; 8] = std::array::from_fn(|row| _mm256_loadu_ps(from.add(row * from_stride)));
+            // A closure would not be compiled for this instruction set.
+            let mut rows = [_mm256_setzero_ps(); 8];
+            for (index, numbers) in rows.iter_mut().enumerate() {
+                *numbers = from.load(row + index, column);
+            }
             let mut fours = [_mm256_setzero_ps(); 8];
             for place in [0, 4] {
                 let pairs = [0, 2].map(|row| (rows[place + row], rows[place + row + 1]));

@@ -1,7 +1,13 @@
 //! Copies of factors, cut into pieces and in the order of tiles.
 
 use super::unit::{BLOCK, PIECES, STEP, TILE};
-use crate::cpu::product::{Matrix, Term};
+use crate::cpu::product::{
+    Factor, Matrix, Term,
+    blocks::{Block, BlockMatrix},
+    number::Number,
+    right_rows::{BlockRows, DenseRows, RightRows},
+};
+use half::bf16;
 use std::{arch::x86_64::*, ops::Range};
 
 /// Columns of a tile of the right factor, and rows of one of the left.
@@ -47,15 +53,10 @@ pub(super) unsafe fn left(left: &Matrix, first_row: usize, depth: Range<usize>, 
 }
 
 /// Whether the first numbers of a diagonal need no third piece.
-pub(super) fn has_two_pieces_at_most(right: &Matrix) -> bool {
+pub(super) fn has_two_pieces_at_most(right: &Factor) -> bool {
     const LAST_PIECE: u32 = 0xff;
-    (0..right.rows.min(2 * STEP)).all(|row| {
-        let column = row % right.columns;
-        // SAFETY: libtorch keeps every element that sizes and strides lead to inside the tensor's memory; row and column exist.
-        let number =
-            unsafe { *right.start.as_ptr().add(row * right.row_stride + column * right.column_stride) };
-        number.to_bits() & LAST_PIECE == 0
-    })
+    let [rows, columns] = right.shape();
+    (0..rows.min(2 * STEP)).all(|row| right.number(row, row % columns).to_bits() & LAST_PIECE == 0)
 }
 
 /// Copies columns `first_column..` of the target of a block of the right factor, times the term's scale: a row of a tile is [`SIDE`]
@@ -69,13 +70,77 @@ pub(super) fn has_two_pieces_at_most(right: &Matrix) -> bool {
 pub(super) unsafe fn right(term: &Term, first_column: usize, depth: Range<usize>, to: *mut u16) -> usize {
     // SAFETY: as the caller says.
     unsafe {
-        if pack_right::<1>(term, first_column, depth.clone(), to) {
+        match &term.right {
+            Factor::Singles(right) => right_of_matrix(term, right, first_column, depth, to),
+            Factor::Halves(right) => right_of_matrix(term, right, first_column, depth, to),
+            Factor::Bytes(right) => right_of_blocks(term, right, first_column, depth, to),
+            Factor::Nibbles(right) => right_of_blocks(term, right, first_column, depth, to),
+        }
+    }
+}
+
+/// # Safety
+/// As [`right`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn right_of_matrix<T: Masked>(
+    term: &Term,
+    right: &Matrix<T>,
+    first_column: usize,
+    depth: Range<usize>,
+    to: *mut u16,
+) -> usize {
+    let start = right.start.as_ptr().cast_const();
+    // SAFETY: as the caller says.
+    unsafe {
+        match (right.row_stride, right.column_stride) {
+            (1, stride) => {
+                pack_all(term, &AlongColumns(DenseRows { start, stride }), first_column, depth, to)
+            }
+            (stride, 1) => pack_all(term, &AlongRows(DenseRows { start, stride }), first_column, depth, to),
+            _ => pack_all(term, right, first_column, depth, to),
+        }
+    }
+}
+
+/// # Safety
+/// As [`right`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn right_of_blocks<B: Block>(
+    term: &Term,
+    right: &BlockMatrix<B>,
+    first_column: usize,
+    depth: Range<usize>,
+    to: *mut u16,
+) -> usize {
+    // SAFETY: as the caller says.
+    unsafe {
+        match right.turned {
+            true => pack_all(term, &AlongColumns(right.rows()), first_column, depth, to),
+            false => pack_all(term, &AlongRows(right.rows()), first_column, depth, to),
+        }
+    }
+}
+
+/// # Safety
+/// As [`right`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn pack_all(
+    term: &Term,
+    right: &impl Numbers,
+    first_column: usize,
+    depth: Range<usize>,
+    to: *mut u16,
+) -> usize {
+    // SAFETY: as the caller says.
+    unsafe {
+        if pack_right::<_, 1>(term, right, first_column, depth.clone(), to) {
             return 1;
         }
-        if pack_right::<2>(term, first_column, depth.clone(), to) {
+        if pack_right::<_, 2>(term, right, first_column, depth.clone(), to) {
             return 2;
         }
-        pack_right::<PIECES>(term, first_column, depth, to);
+        pack_right::<_, PIECES>(term, right, first_column, depth, to);
         PIECES
     }
 }
@@ -84,35 +149,35 @@ pub(super) unsafe fn right(term: &Term, first_column: usize, depth: Range<usize>
 ///
 /// # Safety
 /// As [`right`].
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack_right<const KEPT: usize>(
+unsafe fn pack_right<N: Numbers, const KEPT: usize>(
     term: &Term,
+    right: &N,
     first_column: usize,
     depth: Range<usize>,
     mut to: *mut u16,
 ) -> bool {
-    let Term { right, scale, .. } = term;
-    let scale = _mm512_set1_ps(*scale);
+    let scale = _mm512_set1_ps(term.scale);
     for start in depth.clone().step_by(STEP) {
         let count = (depth.end - start).min(STEP);
         for half in 0..2 {
             let first = first_column + half * SIDE;
             let reached = term.columns_among(first..first + SIDE);
-            // The address of no number if none is reached; then none is read.
-            let from = reached.start.wrapping_sub(term.first_column).wrapping_mul(right.column_stride);
             let columns = Columns {
                 begin: reached.start - first,
                 end: reached.end - first,
-                numbers: right.start.as_ptr().wrapping_add((start * right.row_stride).wrapping_add(from)),
-                row_stride: right.row_stride,
-                column_stride: right.column_stride,
+                right,
+                first_row: start,
+                // Of no column if none is reached; then none is read.
+                first_column: reached.start.wrapping_sub(term.first_column),
             };
             // SAFETY: the columns exist, and `count` rows of them; there is room for the step.
             unsafe {
                 let to = to.add(half * TILE);
-                let more = match right.row_stride {
-                    1 => columns.write_turned::<KEPT>(count, scale, to),
-                    _ => columns.write::<KEPT>(count, scale, to),
+                let more = match N::ALONG_COLUMNS {
+                    true => columns.write_turned::<KEPT>(count, scale, to),
+                    false => columns.write::<KEPT>(count, scale, to),
                 };
                 if more {
                     return false;
@@ -126,16 +191,16 @@ unsafe fn pack_right<const KEPT: usize>(
 }
 
 /// Columns of a right factor that meet a tile.
-struct Columns {
+struct Columns<'a, N> {
     begin: usize,
     end: usize,
-    /// The first number of column `begin`.
-    numbers: *const f32,
-    row_stride: usize,
-    column_stride: usize,
+    right: &'a N,
+    first_row: usize,
+    /// The column of the factor that is column `begin`.
+    first_column: usize,
 }
 
-impl Columns {
+impl<N: Numbers> Columns<'_, N> {
     /// Writes the first pieces of `scale` times the numbers: for each two rows of each column of the tile a pair, zeros where there are
     /// none. Says whether there are more pieces than these.
     ///
@@ -144,25 +209,15 @@ impl Columns {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn write<const KEPT: usize>(&self, count: usize, scale: __m512, to: *mut u16) -> bool {
-        let mut copy;
         let mut more = _mm512_setzero_si512();
         let mask = ((1u32 << self.end) - (1u32 << self.begin)) as __mmask16;
-        // An address before the first number may be formed here; no number there is read.
-        let (mut start, mut stride) = (self.numbers.wrapping_sub(self.begin), self.row_stride);
+        // The column that would be the tile's first: no number of one before the factor's first is read.
+        let first_column = self.first_column.wrapping_sub(self.begin);
         // SAFETY: numbers of the columns alone are read; masked ones are not.
         unsafe {
-            if self.column_stride != 1 {
-                copy = [[0.0f32; SIDE]; STEP];
-                for (row, numbers) in copy.iter_mut().enumerate().take(count) {
-                    for (index, number) in numbers[self.begin..self.end].iter_mut().enumerate() {
-                        *number = *self.numbers.add(row * self.row_stride + index * self.column_stride);
-                    }
-                }
-                (start, stride) = (copy.as_ptr().cast(), SIDE);
-            }
             for pair in 0..SIDE {
                 let row = |row| match row < count {
-                    true => _mm512_maskz_loadu_ps(mask, start.wrapping_add(row * stride)),
+                    true => self.right.load(self.first_row + row, first_column, mask),
                     false => _mm512_setzero_ps(),
                 };
                 let first = split(_mm512_mul_ps(row(2 * pair), scale));
@@ -192,8 +247,9 @@ impl Columns {
         // SAFETY: numbers of the columns alone are read; masked ones are not.
         unsafe {
             for index in 0..self.end - self.begin {
-                let from = self.numbers.add(index * self.column_stride);
-                let [first, second] = load_two(from, masks);
+                let (row, column) = (self.first_row, self.first_column + index);
+                let first = self.right.load(row, column, masks[0]);
+                let second = self.right.load(row + SIDE, column, masks[1]);
                 let first = split(_mm512_mul_ps(first, scale));
                 let second = split(_mm512_mul_ps(second, scale));
                 if KEPT < PIECES {
@@ -228,6 +284,112 @@ unsafe fn load_two(from: *const f32, masks: [__mmask16; 2]) -> [__m512; 2] {
     // SAFETY: as the caller says; a masked number is not read.
     unsafe {
         [_mm512_maskz_loadu_ps(masks[0], from), _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(SIDE))]
+    }
+}
+
+/// A factor, of which a register takes 16 numbers.
+trait Numbers {
+    /// Whether it takes those of a column, rather than of a row.
+    const ALONG_COLUMNS: bool;
+
+    /// The numbers of the mask from a row and column on, and zeros.
+    ///
+    /// # Safety
+    /// The numbers of the mask exist, and others are not read. The machine has AVX-512.
+    unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512;
+}
+
+/// A factor whose rows lie dense.
+struct AlongRows<R>(R);
+
+impl<R: Lines> Numbers for AlongRows<R> {
+    const ALONG_COLUMNS: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512 {
+        // SAFETY: as the caller says.
+        unsafe { self.0.load_masked(row, column, mask) }
+    }
+}
+
+/// A factor whose columns lie dense.
+struct AlongColumns<R>(R);
+
+impl<R: Lines> Numbers for AlongColumns<R> {
+    const ALONG_COLUMNS: bool = true;
+
+    #[inline(always)]
+    unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512 {
+        // SAFETY: as the caller says.
+        unsafe { self.0.load_masked(column, row, mask) }
+    }
+}
+
+impl<T: Number> Numbers for Matrix<'_, T> {
+    const ALONG_COLUMNS: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512 {
+        let mut numbers = [0.0f32; SIDE];
+        // SAFETY: numbers of the mask exist, and are the only ones that are read.
+        unsafe {
+            for (index, number) in numbers.iter_mut().enumerate().filter(|(index, _)| mask & 1 << index != 0)
+            {
+                *number = self.number(row, column.wrapping_add(index));
+            }
+            _mm512_loadu_ps(numbers.as_ptr())
+        }
+    }
+}
+
+/// Lines of numbers that lie side by side.
+trait Lines {
+    /// # Safety
+    /// As [`Numbers::load`].
+    unsafe fn load_masked(&self, line: usize, place: usize, mask: __mmask16) -> __m512;
+}
+
+impl<T: Masked> Lines for DenseRows<T> {
+    #[inline(always)]
+    unsafe fn load_masked(&self, line: usize, place: usize, mask: __mmask16) -> __m512 {
+        // SAFETY: as the caller says. An address of no number may be formed here.
+        unsafe { T::load_masked(self.start.wrapping_add((line * self.stride).wrapping_add(place)), mask) }
+    }
+}
+
+impl<B: Block> Lines for BlockRows<B> {
+    #[inline(always)]
+    unsafe fn load_masked(&self, line: usize, place: usize, mask: __mmask16) -> __m512 {
+        // Lines are whole blocks, and tiles begin where a half of one does: all numbers exist, or none.
+        debug_assert!(mask == 0 || mask == !0 && place.is_multiple_of(SIDE));
+        // SAFETY: as the caller says.
+        unsafe { if mask == 0 { _mm512_setzero_ps() } else { self.load(line, place) } }
+    }
+}
+
+/// A number, some of which are read into a register.
+trait Masked: Number {
+    /// # Safety
+    /// As [`Numbers::load`].
+    unsafe fn load_masked(from: *const Self, mask: __mmask16) -> __m512;
+}
+
+impl Masked for f32 {
+    #[inline(always)]
+    unsafe fn load_masked(from: *const Self, mask: __mmask16) -> __m512 {
+        // SAFETY: as the caller says.
+        unsafe { _mm512_maskz_loadu_ps(mask, from) }
+    }
+}
+
+impl Masked for bf16 {
+    #[inline(always)]
+    unsafe fn load_masked(from: *const Self, mask: __mmask16) -> __m512 {
+        // SAFETY: as the caller says; a bf16 is its 16 bits.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 
 /// Bytes that a thread fills at a time.
-const PART: usize = 8 << 20;
+pub(crate) const PART: usize = 8 << 20;
 
 /// A new tensor of floating-point numbers on the CPU, whose memory `fill` writes: from a file, say, which would otherwise be read into
 /// a buffer first.
@@ -50,8 +50,8 @@ pub fn filled_tensor<E: From<Error> + Send>(
     Ok(tensor)
 }
 
-/// Runs `body` for each part of `all`, of `length` elements, on libtorch's threads, until one fails; with the error of the first one that
-/// did.
+/// Runs `body` for each part of `all`, of `length` elements, on libtorch's threads, with the error of the first one that failed. A thread
+/// whose part failed takes no other.
 pub(crate) fn in_parts<T: Send, E: Send>(
     all: &mut [T],
     length: usize,

@@ -74,7 +74,7 @@ impl FrozenWeight {
     /// For products in f32 on the CPU a weight in bf16 stays as it is, and numbers of f32 that came from bf16 or from blocks of 4 or 8 bits
     /// are kept in as many: a half to a fifth of the memory. Each number of f32 can be had again from them, and results are those of the
     /// weight in f32, bit by bit. Any other weight is converted to `kind`, and so is one for which libtorch's products are the best that this
-    /// machine has.
+    /// machine has. A tensor that stays as it is, is shared.
     ///
     /// ```
     /// use ferrotune_kernels::{FrozenWeight, tch::{Device, Kind, Tensor}};
@@ -98,8 +98,8 @@ impl FrozenWeight {
             return Ok(Self { kind, ..Self::of(weight) });
         }
         let weight = weight.f_to_kind(kind)?;
-        let compact = Compact::of(&weight).filter(|compact| reads_as_it_is(&compact.factor()));
-        Ok(match compact {
+        let compact = if reads_bf16() { Compact::of(&weight) } else { None };
+        Ok(match compact.filter(|compact| reads_as_it_is(&compact.factor())) {
             Some(compact) => Self::of_compact(compact, weight.size2()?),
             None => Self::of(weight),
         })
@@ -134,12 +134,13 @@ impl FrozenWeight {
             let expected = "two numbers that are not negative".to_owned();
             return Err(Error::Shape { function, what, found: shape.to_vec(), expected }.into());
         };
-        // What the first row is, the others are.
-        let row = Compact::filled([rows.min(1), columns], &fill)?;
-        let compact = match row.is_some_and(|row| reads_as_it_is(&row.factor())) {
+        // What the first row is, the others are. As columns it is more numbers to judge by than its first.
+        let row = if reads_bf16() { Compact::filled([rows.min(1), columns], &fill)? } else { None };
+        let compact = match row.is_some_and(|row| reads_as_it_is(&row.factor().turned())) {
             true => Compact::filled([rows, columns], &fill)?,
             false => None,
         };
+        let compact = compact.filter(|compact| reads_as_it_is(&compact.factor()));
         match compact {
             Some(compact) => Ok(Self::of_compact(compact, (shape[0], shape[1]))),
             None => Ok(Self::of(filled_tensor(&shape, Kind::Float, fill)?)),
@@ -275,9 +276,9 @@ impl FrozenWeight {
     /// no memory.
     pub fn dense_rows(&self, start: i64, rows: i64) -> Result<Tensor> {
         let end = start.saturating_add(rows);
-        if rows != 0 {
-            self.check_row(start)?;
-            self.check_row(end.saturating_sub(1))?;
+        if start < 0 || rows < 0 || end > self.out_features {
+            let row = if start < 0 { start } else { end - 1 };
+            return Err(Error::RowOutOfRange { row, rows: self.out_features });
         }
         match &self.numbers {
             Numbers::Dense(weight, _) => Ok(weight.f_narrow(0, start, rows)?.f_to_kind(self.kind)?),
@@ -294,7 +295,9 @@ impl FrozenWeight {
     /// [`Error::RowOutOfRange`](crate::Error::RowOutOfRange) if a row does not exist; [`Error::Torch`](crate::Error::Torch) if there is
     /// no memory.
     pub fn select_rows(&self, indices: &[i64]) -> Result<Tensor> {
-        indices.iter().try_for_each(|&row| self.check_row(row))?;
+        if let Some(&row) = indices.iter().find(|row| !(0..self.out_features).contains(*row)) {
+            return Err(Error::RowOutOfRange { row, rows: self.out_features });
+        }
         match &self.numbers {
             Numbers::Dense(weight, _) => {
                 let indices = Tensor::f_from_slice(indices)?.f_to_device(self.device)?;
@@ -304,9 +307,15 @@ impl FrozenWeight {
         }
     }
 
-    fn check_row(&self, row: i64) -> Result<()> {
-        let rows = self.out_features;
-        if (0..rows).contains(&row) { Ok(()) } else { Err(Error::RowOutOfRange { row, rows }) }
+    /// All of it, in the kind of products and in memory of its own.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if there is no memory.
+    pub fn dense_copy(&self) -> Result<Tensor> {
+        match &self.numbers {
+            Numbers::Dense(weight, _) if weight.kind() == self.kind => Ok(weight.f_detach_copy()?),
+            _ => self.dense(),
+        }
     }
 
     /// All of it in the kind of products; a copy where the numbers are kept otherwise.
@@ -624,6 +633,23 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_none_is_kept() {
+        for (weight, _) in weights() {
+            for place in [0, 5, 31] {
+                let weight = weight.copy();
+                let _ = weight.get(0).get(place).fill_(f64::NAN);
+                for kept in [
+                    FrozenWeight::in_fewest_bits(&weight, Kind::Float).unwrap(),
+                    filled(&weight, None).unwrap(),
+                ] {
+                    let found: Vec<bool> = kept.dense().unwrap().isnan().reshape([-1]).try_into().unwrap();
+                    assert_eq!(found.iter().position(|is_nan| *is_nan), Some(place as usize));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn errors_of_reading_come_back_and_a_late_number_of_all_bits_is_not_lost() {
         for (weight, _) in weights() {
             for place in [0, 4, 69 * 256 + 252] {
@@ -631,7 +657,8 @@ mod tests {
             }
             let _ = weight.get(69).get(63).fill_(0.123_456_79);
             let kept = filled(&weight, None).unwrap();
-            assert_eq!((kept.dense().unwrap(), kept.stored_bytes()), (weight, 70 * 64 * 4));
+            assert_eq!(kept.dense().unwrap(), weight);
+            assert_eq!((kept.dense_copy().unwrap(), kept.stored_bytes()), (weight, 70 * 64 * 4));
         }
     }
 }

@@ -35,5 +35,7 @@ fn each_mistake_is_an_error_of_its_own() {
     let double = ones(&[2, 4], Kind::Double);
     assert!(matches!(linear_cross_entropy(&double, &head, &ids), Err(Error::Autograd(_))));
     assert!(matches!(head.dense_rows(4, 9), Err(Error::RowOutOfRange { row: 12, rows: 5 })));
+    assert!(matches!(head.dense_rows(5, 1), Err(Error::RowOutOfRange { row: 5, rows: 5 })));
+    assert!(matches!(head.dense_rows(2, -1), Err(Error::RowOutOfRange { .. })));
     assert!(matches!(head.select_rows(&[2, -1]), Err(Error::RowOutOfRange { row: -1, rows: 5 })));
 }

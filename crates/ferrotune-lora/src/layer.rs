@@ -107,10 +107,11 @@ impl LoraLinear {
                 });
             }
         }
+        let weight = FrozenWeight::stacked(&weights)?;
         let modules: Vec<_> =
             layers.iter().map(|(path, weight, _)| ((*path).to_owned(), weight.size()[0])).collect();
         let bias = if biases.is_empty() { None } else { Some(Tensor::f_cat(&biases, 0)?) };
-        Self::of_weight(&modules, FrozenWeight::stacked(&weights)?, bias.as_ref())
+        Self::of_weight(&modules, weight, bias.as_ref())
     }
 
     /// A layer of modules, by path and `out_features`, whose weights are stacked already, and their biases with them.
@@ -369,7 +370,7 @@ impl LoraLinear {
         }
         let _no_grad = tch::no_grad_guard();
         // The layer's tensors are shared with whoever gave them.
-        let merged = self.weight.dense_rows(0, self.weight.out_features())?.f_detach_copy()?;
+        let merged = self.weight.dense_copy()?;
         let mut start = 0;
         for member in &self.members {
             let rows = member.info.out_features;

@@ -36,6 +36,8 @@ pub struct Checkpoint {
     entries: BTreeMap<String, Entry>,
 }
 
+/// Bytes that are read at a time.
+const BUFFER: usize = 256 << 10;
 /// A header larger than this is not a header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -72,36 +74,6 @@ impl Checkpoint {
     /// Number of elements of each tensor.
     pub(crate) fn elements(&self) -> impl Iterator<Item = u64> {
         self.entries.values().map(Entry::elements)
-    }
-
-    /// Bytes of memory of all tensors for products in f32 on the CPU, with the matrices in the fewest bits: judged by the first row of
-    /// each, since weights are of one kind throughout.
-    pub(crate) fn fewest_bytes(&self) -> Result<u64> {
-        let of = |(name, entry): (&String, &Entry)| -> Result<u64> {
-            let [rows, columns] = entry.shape[..] else {
-                return Ok(entry.elements() * size_of::<f32>() as u64);
-            };
-            let of_a_row = match entry.dtype {
-                Dtype::BF16 if FrozenWeight::keeps_bf16() => columns * size_of::<u16>(),
-                Dtype::F32 if rows > 0 => {
-                    let fill = |first: usize, bytes: &mut [u8]| entry.read_numbers(name, first, bytes);
-                    FrozenWeight::filled([1, columns as i64], fill)?.stored_bytes()
-                }
-                _ => columns * size_of::<f32>(),
-            };
-            Ok(rows as u64 * of_a_row as u64)
-        };
-        self.entries.iter().map(of).sum()
-    }
-
-    /// Whether a matrix is held in another kind for a while, if products are in f32 on the CPU.
-    pub(crate) fn converts_to_f32(&self) -> bool {
-        let stays = |entry: &Entry| match entry.dtype {
-            Dtype::F32 => true,
-            Dtype::BF16 => FrozenWeight::keeps_bf16(),
-            _ => false,
-        };
-        !self.entries.values().filter(|entry| entry.shape.len() == 2).all(stays)
     }
 
     /// Demands that a tensor is there, with a shape and a dtype that can be read.
@@ -146,7 +118,32 @@ impl Checkpoint {
     /// [`Error::TensorMissing`], [`Error::TensorShape`] with both shapes, [`Error::TensorDtype`], [`Error::TensorNotFinite`], and
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        Ok(self.stored(name, shape)?.f_to_kind(kind)?)
+        let (entry, stored) = self.find(name, shape)?;
+        entry.in_kind(name, &self.stored(name, shape)?, stored, kind)
+    }
+
+    /// Whether two tensors of that shape hold the same numbers.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn are_equal(&self, names: [&str; 2], shape: &[i64]) -> Result<bool> {
+        let [(first, first_kind), (second, second_kind)] =
+            [self.find(names[0], shape)?, self.find(names[1], shape)?];
+        if first_kind != second_kind {
+            let [first, second] = names.map(|name| self.tensor(name, shape, Kind::Float));
+            return Ok(first?.f_equal(&second?)?);
+        }
+        let [mut these, mut those] = [(); 2].map(|()| vec![0; BUFFER.min(first.bytes)]);
+        for place in (0..first.bytes).step_by(BUFFER) {
+            let count = BUFFER.min(first.bytes - place);
+            let (these, those) = (&mut these[..count], &mut those[..count]);
+            first.read_numbers(names[0], place, these)?;
+            second.read_numbers(names[1], place, those)?;
+            if these != those {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads a tensor in the kind in which it is stored, and demands its shape.
@@ -197,6 +194,63 @@ impl Stack<'_> {
         Ok(())
     }
 
+    /// Whether a part is held in another kind for a while, if products are in f32 on the CPU.
+    pub(crate) fn converts_to_f32(&self) -> bool {
+        match self.kind() {
+            Some(Kind::Float) => false,
+            Some(Kind::BFloat16) => !FrozenWeight::keeps_bf16(),
+            _ => true,
+        }
+    }
+
+    /// Bytes of memory of a row for products in f32 on the CPU, in the fewest bits: judged by two rows of each part, since weights are
+    /// of one kind throughout, and not by long ones as a whole.
+    ///
+    /// # Errors
+    /// [`Error::TensorNotFinite`] and [`Error::Io`].
+    pub(crate) fn fewest_row_bytes(&self) -> Result<u64> {
+        const COLUMNS: usize = 4096;
+        let columns = self.shape[1] as usize;
+        let all = (columns as u64).saturating_mul(size_of::<f32>() as u64);
+        match self.kind() {
+            Some(Kind::BFloat16) if !self.converts_to_f32() => return Ok(all / 2),
+            Some(Kind::Float) => {}
+            _ => return Ok(all),
+        }
+        let judged = columns.min(COLUMNS);
+        let mut found = None;
+        for (name, (entry, _)) in self.parts.iter().filter(|(_, (entry, _))| entry.bytes > 0) {
+            for row in [0, entry.shape[0] / 2] {
+                let fill = |first: usize, bytes: &mut [u8]| {
+                    entry.read_numbers(name, row * columns * size_of::<f32>() + first, bytes)
+                };
+                let bytes = FrozenWeight::filled([1, judged as i64], fill)?.stored_bytes() as u64;
+                // What one form does not hold is dense.
+                if *found.get_or_insert(bytes) != bytes {
+                    return Ok(all);
+                }
+            }
+        }
+        Ok(found.map_or(all, |bytes| all.min(bytes.saturating_mul(columns as u64) / judged.max(1) as u64)))
+    }
+
+    /// All of it in `kind`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn tensor(&self, kind: Kind) -> Result<Tensor> {
+        let tensor = self.stored()?.f_to_kind(kind)?;
+        let mut first = 0;
+        for (name, (entry, stored)) in &self.parts {
+            let rows = entry.shape[0] as i64;
+            if narrows(*stored, kind) {
+                entry.demand_finite(name, &tensor.f_narrow(0, first, rows)?)?;
+            }
+            first += rows;
+        }
+        Ok(tensor)
+    }
+
     /// All of it, in the kind in which it is stored, or, if the parts differ, in one that holds all of them.
     ///
     /// # Errors
@@ -218,11 +272,32 @@ impl Entry {
         self.shape.iter().map(|&size| size as u64).product()
     }
 
+    /// Its numbers in another kind, if all of them are finite there, too.
+    fn in_kind(&self, name: &str, tensor: &Tensor, stored: Kind, kind: Kind) -> Result<Tensor> {
+        let tensor = tensor.f_to_kind(kind)?;
+        if narrows(stored, kind) {
+            self.demand_finite(name, &tensor)?;
+        }
+        Ok(tensor)
+    }
+
+    fn demand_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        // Either NaN or infinity spoils the sum, which is far cheaper than a look at each number.
+        let sum = tensor.f_sum(Kind::Float)?.f_double_value(&[])?;
+        if sum.is_finite() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0 {
+            return Ok(());
+        }
+        Err(self.not_finite(name))
+    }
+
+    fn not_finite(&self, name: &str) -> Error {
+        Error::TensorNotFinite { path: self.path.clone(), tensor: name.to_owned() }
+    }
+
     /// Writes its numbers from byte `first` on in the machine's order, if all of them are finite.
     ///
     /// Many numbers go through a buffer that stays in a core's cache: into memory that nobody has touched yet the system reads slowly.
     fn read_numbers(&self, name: &str, first: usize, numbers: &mut [u8]) -> Result<()> {
-        const BUFFER: usize = 256 << 10;
         let read = |place: usize, bytes: &mut [u8]| {
             let place = self.start + place as u64;
             self.file.read_at(place, bytes).map_err(Error::io("read", &self.path))?;
@@ -231,8 +306,7 @@ impl Entry {
                 Dtype::F16 => are_finite_halves(bytes, 0x7c00),
                 _ => are_finite(bytes),
             };
-            let not_finite = || Error::TensorNotFinite { path: self.path.clone(), tensor: name.to_owned() };
-            if are_finite { Ok(()) } else { Err(not_finite()) }
+            if are_finite { Ok(()) } else { Err(self.not_finite(name)) }
         };
         if numbers.len() <= BUFFER {
             return read(first, numbers);
@@ -249,6 +323,15 @@ impl Entry {
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether there are finite numbers of `stored` that are infinite in `kind`.
+fn narrows(stored: Kind, kind: Kind) -> bool {
+    match kind {
+        Kind::Half => stored != Kind::Half,
+        Kind::BFloat16 => stored == Kind::Float,
+        _ => false,
+    }
 }
 
 /// Puts numbers of f32 into the machine's order; whether there is neither NaN nor infinity among them, whose exponents are all ones.
@@ -442,6 +525,89 @@ mod tests {
         assert_eq!(stacked(&["a", "b", "c"]).unwrap(), counted(18));
         let error = stacked(&["a", "d"]).unwrap_err();
         assert!(matches!(error, Error::TensorNotFinite { tensor, .. } if tensor == "d"));
+    }
+
+    /// A directory with tensors of 64 columns, of these numbers and dtypes.
+    fn matrices(tensors: &[(&str, Dtype, &[f32])]) -> (tempfile::TempDir, Checkpoint) {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = Vec::from_iter(tensors.iter().map(|(_, dtype, numbers)| match dtype {
+            Dtype::F32 => Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes())),
+            _ => Vec::from_iter(numbers.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes())),
+        }));
+        let views = tensors.iter().zip(&bytes).map(|((name, dtype, numbers), bytes)| {
+            (*name, TensorView::new(*dtype, vec![numbers.len() / 64, 64], bytes).unwrap())
+        });
+        let file = safetensors::serialize(views, None).unwrap();
+        fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        (folder, checkpoint)
+    }
+
+    #[test]
+    fn numbers_that_are_infinite_in_another_kind_are_refused() {
+        let mut large = vec![1.0; 128];
+        large[100] = 70_000.0;
+        let (_folder, checkpoint) = matrices(&[("a", Dtype::F32, &[1.0; 64]), ("b", Dtype::BF16, &large)]);
+        let parts = [("a".to_owned(), 1), ("b".to_owned(), 2)];
+        let stack = checkpoint.stack(&parts, 64).unwrap();
+        let refused = |read: Result<Tensor>| matches!(read, Err(Error::TensorNotFinite { tensor, .. }) if tensor == "b");
+        assert!(refused(checkpoint.tensor("b", &[2, 64], Kind::Half)) && refused(stack.tensor(Kind::Half)));
+        for kind in [Kind::BFloat16, Kind::Float] {
+            assert_eq!(
+                checkpoint.tensor("b", &[2, 64], kind).unwrap(),
+                stack.tensor(kind).unwrap().narrow(0, 1, 2)
+            );
+        }
+    }
+
+    #[test]
+    fn tensors_are_compared_by_their_numbers() {
+        let numbers = Vec::from_iter((0..70_400u32).map(|number| f32::from((number % 251) as u8)));
+        let mut other = numbers.clone();
+        other[70_399] += 1.0;
+        let (_folder, checkpoint) = matrices(&[
+            ("a", Dtype::F32, &numbers),
+            ("b", Dtype::BF16, &numbers),
+            ("c", Dtype::F32, &other),
+            ("d", Dtype::F32, &numbers),
+        ]);
+        let are_equal = |first, second| checkpoint.are_equal([first, second], &[1100, 64]).unwrap();
+        assert!(are_equal("a", "d") && are_equal("a", "b") && !are_equal("a", "c") && !are_equal("b", "c"));
+    }
+
+    #[test]
+    fn the_bytes_of_a_row_are_those_that_its_stack_will_take() {
+        let nibbles = Vec::from_iter((0..192u16).map(|number| f32::from(number * 7 % 16) * 0.5 - 3.0));
+        let bytes = Vec::from_iter((0..192u8).map(|number| f32::from(number) * 0.25));
+        let noise = Vec::from_iter((0..192u16).map(|number| f32::from(number).sin()));
+        let padded = [&[0.0; 64][..], &noise[64..]].concat();
+        let (_folder, checkpoint) = matrices(&[
+            ("nibbles", Dtype::F32, &nibbles),
+            ("bytes", Dtype::F32, &bytes),
+            ("noise", Dtype::F32, &noise),
+            ("padded", Dtype::F32, &padded),
+            ("brain", Dtype::BF16, &bytes),
+        ]);
+        for (names, fewest) in [
+            (&["nibbles", "nibbles"][..], 48),
+            (&["bytes"], 72),
+            (&["nibbles", "bytes"], 256),
+            (&["noise"], 256),
+            (&["padded"], 256),
+            (&["brain", "brain"], 128),
+            (&["brain", "bytes"], 256),
+        ] {
+            let parts = Vec::from_iter(names.iter().map(|name| ((*name).to_owned(), 3)));
+            let stack = checkpoint.stack(&parts, 64).unwrap();
+            let found = stack.fewest_row_bytes().unwrap();
+            let dense = !FrozenWeight::keeps_bf16();
+            // Where libtorch's products are the best, forms of fewer bits may be dense, too.
+            assert!(found == fewest || found == 256 && (dense || names == ["bytes"]), "{names:?} {found}");
+            assert_eq!(
+                stack.converts_to_f32(),
+                names.contains(&"brain") && (dense || names.len() == 2 && names[0] != names[1])
+            );
+        }
     }
 
     #[test]

@@ -59,9 +59,7 @@ impl CausalLm {
         let checkpoint = Checkpoint::open(directory)?;
         size::check(&config, &checkpoint)?;
         let mut read = Reader::new(&checkpoint, device, kind);
-        if !checkpoint.contains("model.embed_tokens.weight") && checkpoint.contains("embed_tokens.weight") {
-            read.prefix = ""; // saved from the decoder without its head
-        }
+        read.prefix = size::prefix(&checkpoint);
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let has_head = checkpoint.contains("lm_head.weight");
         let embed_name = format!("{}embed_tokens.weight", read.prefix);

@@ -61,30 +61,29 @@ impl<'a> Reader<'a> {
 
     /// A tensor in the kind in which the model computes.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        self.tensor_at(&format!("{}{name}", self.prefix), shape)
-    }
-
-    fn tensor_at(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let tensor = self.checkpoint.stored(name, shape)?.f_to_device(self.device)?.f_to_kind(self.kind)?;
-        self.used.push(name.to_owned());
+        let name = format!("{}{name}", self.prefix);
+        let tensor = self.checkpoint.tensor(&name, shape, self.kind)?.f_to_device(self.device)?;
+        self.used.push(name);
         Ok(tensor)
     }
 
-    /// Whether two tensors hold the same numbers.
+    /// Whether two matrices hold the same numbers; then the second need not be read.
     pub(crate) fn are_equal(&mut self, names: [&str; 2], shape: &[i64]) -> Result<bool> {
-        let [first, second] = names.map(|name| self.tensor_at(name, shape));
-        Ok(first?.f_equal(&second?)?)
+        let are_equal = self.checkpoint.are_equal(names, shape)?;
+        self.used.extend(names.map(str::to_owned));
+        Ok(are_equal)
     }
 
     /// Matrices of one width below each other, as a weight for products in the kind in which the model computes.
     pub(crate) fn frozen(&mut self, parts: Vec<(String, i64)>, columns: i64) -> Result<FrozenWeight> {
         let stack = self.checkpoint.stack(&parts, columns)?;
-        let weight =
-            if (stack.kind(), self.kind, self.device) == (Some(Kind::Float), Kind::Float, Device::Cpu) {
+        let weight = match (self.kind, self.device, stack.kind()) {
+            (Kind::Float, Device::Cpu, Some(Kind::Float)) => {
                 FrozenWeight::filled(stack.shape, |first, bytes| stack.read_numbers(first, bytes))?
-            } else {
-                FrozenWeight::in_fewest_bits(&stack.stored()?.f_to_device(self.device)?, self.kind)?
-            };
+            }
+            (Kind::Float, Device::Cpu, _) => FrozenWeight::in_fewest_bits(&stack.stored()?, Kind::Float)?,
+            (kind, device, _) => FrozenWeight::new(&stack.tensor(kind)?.f_to_device(device)?)?,
+        };
         self.used.extend(parts.into_iter().map(|(name, _)| name));
         Ok(weight)
     }

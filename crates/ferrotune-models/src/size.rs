@@ -27,7 +27,7 @@ pub struct ModelSize {
 }
 
 impl ModelSize {
-    /// Reads `config.json`, the headers of the weights and of each matrix one row, and holds the one to the other.
+    /// Reads `config.json`, the headers of the weights and two rows of each matrix, and holds the one to the other.
     ///
     /// # Errors
     /// Those of [`ModelConfig::from_dir`] and [`Checkpoint::open`]; [`Error::TensorMissing`](crate::Error::TensorMissing),
@@ -38,13 +38,20 @@ impl ModelSize {
         let checkpoint = Checkpoint::open(directory)?;
         check(&config, &checkpoint)?;
         let elements = || checkpoint.elements();
-        Ok(Self {
-            config,
-            parameters: elements().sum(),
-            largest: elements().max().unwrap_or(0),
-            fewest_bytes: checkpoint.fewest_bytes()?,
-            converts: checkpoint.converts_to_f32(),
-        })
+        let (parameters, largest) = (elements().sum(), elements().max().unwrap_or(0));
+        let (mut fewest_bytes, mut converts, mut in_stacks) = (0u64, false, 0u64);
+        for (parts, columns) in stacks(&config, &checkpoint) {
+            let stack = checkpoint.stack(&parts, columns)?;
+            let [rows, columns] = stack.shape.map(|size| size as u64);
+            let of_a_row = stack.fewest_row_bytes()?;
+            fewest_bytes = fewest_bytes.saturating_add(rows.saturating_mul(of_a_row));
+            in_stacks = in_stacks.saturating_add(rows.saturating_mul(columns));
+            converts |= stack.converts_to_f32();
+        }
+        // Norms and biases, and what nobody will ask for.
+        let others = parameters.saturating_sub(in_stacks).saturating_mul(size_of::<f32>() as u64);
+        fewest_bytes = fewest_bytes.saturating_add(others);
+        Ok(Self { config, parameters, largest, fewest_bytes, converts })
     }
 
     /// Bytes of the weights on the CPU, for products in that kind.
@@ -68,33 +75,63 @@ impl ModelSize {
     }
 }
 
-/// Holds the headers to the configuration: a tensor that is missing, or of another shape or dtype, is found before the first is read.
-pub(crate) fn check(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+/// Matrices by their names and rows, which are kept below each other, and the columns of all.
+type Stack = (Vec<(String, i64)>, i64);
+
+/// Before the names of all tensors but the head's.
+pub(crate) fn prefix(checkpoint: &Checkpoint) -> &'static str {
+    // Saved from the decoder without its head.
     let is_bare =
         !checkpoint.contains("model.embed_tokens.weight") && checkpoint.contains("embed_tokens.weight");
-    let prefix = if is_bare { "" } else { "model." };
+    if is_bare { "" } else { "model." }
+}
+
+/// The matrices of a layer; each stack with whether its parts have a bias.
+fn stacks_of_layer(config: &ModelConfig, layer: &str) -> [(Stack, bool); 4] {
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
     let queries = config.num_attention_heads * config.head_dim;
     let keys = config.num_key_value_heads * config.head_dim;
-    let linears = [
-        ("self_attn.q_proj", queries, hidden, config.attention_bias),
-        ("self_attn.k_proj", keys, hidden, config.attention_bias),
-        ("self_attn.v_proj", keys, hidden, config.attention_bias),
-        ("self_attn.o_proj", hidden, queries, config.attention_bias),
-        ("mlp.gate_proj", intermediate, hidden, config.mlp_bias),
-        ("mlp.up_proj", intermediate, hidden, config.mlp_bias),
-        ("mlp.down_proj", hidden, intermediate, config.mlp_bias),
-    ];
+    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+    let named = |parts: &[(&str, i64)]| {
+        parts.iter().map(|(name, rows)| (format!("{layer}.{name}.weight"), *rows)).collect()
+    };
+    let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
+    [
+        ((named(&qkv), hidden), attention),
+        ((named(&[("self_attn.o_proj", hidden)]), queries), attention),
+        ((named(&[("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)]), hidden), mlp),
+        ((named(&[("mlp.down_proj", hidden)]), intermediate), mlp),
+    ]
+}
+
+/// All matrices.
+fn stacks(config: &ModelConfig, checkpoint: &Checkpoint) -> impl Iterator<Item = Stack> {
+    let prefix = prefix(checkpoint);
+    let matrix = |name: String| (vec![(name, config.vocab_size)], config.hidden_size);
+    let ends = [format!("{prefix}embed_tokens.weight"), "lm_head.weight".to_owned()];
+    let ends = ends.into_iter().filter(|name| checkpoint.contains(name)).map(matrix);
+    let layers = (0..config.num_hidden_layers)
+        .flat_map(move |layer| stacks_of_layer(config, &format!("{prefix}layers.{layer}")))
+        .map(|(stack, _)| stack);
+    ends.chain(layers)
+}
+
+/// Holds the headers to the configuration: a tensor that is missing, or of another shape or dtype, is found before the first is read.
+pub(crate) fn check(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+    let prefix = prefix(checkpoint);
+    let hidden = config.hidden_size;
     // The first layer that is missing ends it, however many the configuration asks for.
     for layer in 0..config.num_hidden_layers {
         let layer = format!("{prefix}layers.{layer}");
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             checkpoint.check(&format!("{layer}.{norm}.weight"), &[hidden])?;
         }
-        for (name, out_features, in_features, bias) in linears {
-            checkpoint.check(&format!("{layer}.{name}.weight"), &[out_features, in_features])?;
-            if bias {
-                checkpoint.check(&format!("{layer}.{name}.bias"), &[out_features])?;
+        for ((parts, in_features), bias) in stacks_of_layer(config, &layer) {
+            for (name, out_features) in parts {
+                checkpoint.check(&name, &[out_features, in_features])?;
+                if bias {
+                    checkpoint.check(&name.replace(".weight", ".bias"), &[out_features])?;
+                }
             }
         }
     }

@@ -70,7 +70,10 @@ impl<'a> Term<'a> {
     /// Whether it is a product, and one for a result of that shape.
     fn fits(&self, rows: usize, columns: usize) -> bool {
         let [depth, width] = self.right.shape();
-        self.left.rows == rows && self.left.columns == depth && self.first_column + width <= columns
+        // Registers of blocks begin where halves of them do: columns of the target are those of the factor.
+        let begins = self.first_column == 0 || matches!(self.right, Factor::Singles(_) | Factor::Halves(_));
+        let is_product = self.left.rows == rows && self.left.columns == depth;
+        begins && is_product && self.first_column + width <= columns
     }
 
     /// Those of some columns of the result that it is added to; empty if there are none.

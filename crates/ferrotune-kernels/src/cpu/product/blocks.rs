@@ -72,7 +72,8 @@ impl Block for Nibbles {
             let (mut codes, mut different) = ([0u8; BLOCK], 0);
             for (code, &number) in codes.iter_mut().zip(numbers) {
                 let (nearest, bits) = nearest((number - base) * inverse);
-                different |= step.mul_add(nearest, base).to_bits() ^ number.to_bits();
+                different |=
+                    step.mul_add(nearest, base).to_bits() ^ number.to_bits() | u32::from(number.is_nan());
                 *code = bits;
             }
             if different == 0 {
@@ -121,7 +122,7 @@ impl Block for Bytes {
             let (mut codes, mut different) = ([0i8; BLOCK], 0);
             for (code, &number) in codes.iter_mut().zip(numbers) {
                 let (nearest, bits) = nearest(number * inverse);
-                different |= (step * nearest).to_bits() ^ number.to_bits();
+                different |= (step * nearest).to_bits() ^ number.to_bits() | u32::from(number.is_nan());
                 *code = bits.cast_signed();
             }
             if different == 0 {

@@ -7,14 +7,14 @@
 use super::{
     Factor, Matrix,
     blocks::{BLOCK, Block, BlockMatrix, Bytes, Halves, Nibbles},
-    panel::with_scratch,
 };
 use crate::{
     cpu::{Kernel, dispatch},
     error::Result as KernelResult,
-    filled_tensor::{filled_tensor, in_parts},
+    filled_tensor::{self, filled_tensor, in_parts},
 };
 use std::{
+    cell::RefCell,
     convert::Infallible,
     mem::MaybeUninit,
     ptr::NonNull,
@@ -27,6 +27,14 @@ use tch::{Kind, Tensor};
 const BLOCK_BYTES: usize = BLOCK * size_of::<f32>();
 /// Numbers that a thread reads at a time, about: they stay in its core's second cache.
 const PART: usize = 48 << 10;
+
+// A part of a tensor that is filled is whole blocks.
+const _: () = assert!(filled_tensor::PART.is_multiple_of(BLOCK_BYTES));
+
+thread_local! {
+    /// Numbers that are to become blocks.
+    static BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The rows of a matrix in one of the forms that hold all of its numbers.
 #[derive(Debug)]
@@ -127,7 +135,7 @@ impl Compact {
                 let first = indices[row] as usize * self.blocks_in_a_row;
                 let blocks = &blocks[first..first + self.blocks_in_a_row];
                 place += target.len();
-                dispatch(Numbers { blocks: &blocks[start / BLOCK_BYTES..], target });
+                dispatch(Unpack { blocks: &blocks[start / BLOCK_BYTES..], target });
                 bytes = rest;
             }
             Ok(())
@@ -152,13 +160,15 @@ fn blocks_of<B: Block, E: Send>(
     let in_a_row = columns / BLOCK;
     let fits = AtomicBool::new(true);
     let write = |first_block: usize, blocks: &mut [MaybeUninit<B>]| -> Result<(), E> {
-        let mut result = Ok(());
-        with_scratch(blocks.len() * BLOCK, |numbers| {
-            result = fill(first_block * BLOCK_BYTES, bytes_of(numbers));
-            if result.is_ok() && fits.load(Ordering::Relaxed) {
-                dispatch(Blocks { numbers, blocks, fits: &fits });
-            }
-        });
+        // Taken out: `fill` may come here again.
+        let mut buffer = BUFFER.take();
+        buffer.resize(buffer.len().max(blocks.len() * BLOCK), 0.0);
+        let numbers = &mut buffer[..blocks.len() * BLOCK];
+        let result = fill(first_block * BLOCK_BYTES, bytes_of(numbers));
+        if result.is_ok() {
+            dispatch(Pack { numbers, blocks, fits: &fits });
+        }
+        BUFFER.set(buffer);
         result
     };
     // A row shows what the others are, mostly.
@@ -166,16 +176,21 @@ fn blocks_of<B: Block, E: Send>(
     if !fits.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    let mut blocks = Vec::with_capacity(rows * in_a_row);
+    let mut blocks = Vec::new();
+    // Whoever makes the dense weight instead tells that there is no memory.
+    let Some(count) = rows.checked_mul(in_a_row).filter(|&count| blocks.try_reserve_exact(count).is_ok())
+    else {
+        return Ok(None);
+    };
     let part = in_a_row * (PART / columns).max(1);
-    in_parts(&mut blocks.spare_capacity_mut()[..rows * in_a_row], part, |index, blocks| {
+    in_parts(&mut blocks.spare_capacity_mut()[..count], part, |index, blocks| {
         if fits.load(Ordering::Relaxed) { write(index * part, blocks) } else { Ok(()) }
     })?;
     if !fits.into_inner() {
         return Ok(None);
     }
     // SAFETY: every part was written, since none failed and all numbers fit.
-    unsafe { blocks.set_len(rows * in_a_row) };
+    unsafe { blocks.set_len(count) };
     Ok(Some(blocks))
 }
 
@@ -186,13 +201,13 @@ fn bytes_of(numbers: &mut [f32]) -> &mut [u8] {
 }
 
 /// Writes the blocks that hold some numbers.
-struct Blocks<'a, B> {
+struct Pack<'a, B> {
     numbers: &'a [f32],
     blocks: &'a mut [MaybeUninit<B>],
     fits: &'a AtomicBool,
 }
 
-impl<B: Block> Kernel for Blocks<'_, B> {
+impl<B: Block> Kernel for Pack<'_, B> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         for (numbers, block) in self.numbers.as_chunks().0.iter().zip(self.blocks) {
@@ -205,12 +220,12 @@ impl<B: Block> Kernel for Blocks<'_, B> {
 }
 
 /// Writes the numbers of blocks.
-struct Numbers<'a, B> {
+struct Unpack<'a, B> {
     blocks: &'a [B],
     target: &'a mut [u8],
 }
 
-impl<B: Block> Kernel for Numbers<'_, B> {
+impl<B: Block> Kernel for Unpack<'_, B> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         let targets = self.target.as_chunks_mut::<4>().0.as_chunks_mut::<BLOCK>().0;

@@ -269,11 +269,15 @@ impl Area<'_> {
 mod tests {
     use super::*;
     use crate::cpu::product::{
-        Compact, Matrix,
+        Compact, Level, Matrix,
         tests::{in_tiles, of_few_bits},
     };
     use crate::cpu::{assert_close, noise};
     use tch::{Kind, Tensor};
+
+    fn has_avx512() -> bool {
+        Level::available().any(|level| matches!(level, Level::Avx512))
+    }
 
     /// Numbers whose significands have that many bits.
     fn of_bits(bits: u32, x: &Tensor) -> Tensor {
@@ -309,8 +313,7 @@ mod tests {
 
     #[test]
     fn copies_of_a_right_factor_are_alike_in_every_form() {
-        use std::arch::is_x86_feature_detected as has;
-        if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
+        if !has_avx512() {
             return;
         }
         let x = noise(1, &[3, 96]);
@@ -341,6 +344,40 @@ mod tests {
                         of(factor) == of(single) && of(factor.turned()) == of(single.turned()),
                         "{first}"
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_of_bf16_are_those_of_f32_at_every_border() {
+        if !has_avx512() {
+            return;
+        }
+        let x = noise(1, &[3, 50]);
+        let (brain, first_column) = (noise(2, &[70, 50]).to_kind(Kind::BFloat16), 21);
+        let single = brain.to_kind(Kind::Float);
+        let copied = |factor: Factor, first: usize, depth: Range<usize>| {
+            let term = Term { first_column, scale: 0.5, ..Term::new(Matrix::of(&x).unwrap(), factor) };
+            let mut room = vec![7u16; depth.len().div_ceil(STEP) * STEP_BYTES / 2];
+            // SAFETY: room for the steps of the depth; the machine has AVX-512.
+            (unsafe { pack::right(&term, first, depth, room.as_mut_ptr()) }, room)
+        };
+        let turned = |tensor: &Tensor| tensor.tr().contiguous();
+        for [brain, single] in
+            [[brain.shallow_clone(), single.shallow_clone()], [turned(&brain), turned(&single)]]
+        {
+            let (rows, columns) = (brain.size()[0] as usize, brain.size()[1] as usize);
+            for first in (0..first_column + columns).step_by(BLOCK) {
+                for depth in [0..rows, 7..rows.min(40)] {
+                    let of = |tensor| copied(Factor::of(tensor).unwrap(), first, depth.clone());
+                    assert!(of(&brain) == of(&single), "{first} {depth:?}");
+                }
+            }
+            for first in (0..first_column + rows).step_by(BLOCK) {
+                for depth in [0..columns, 7..columns.min(40)] {
+                    let of = |tensor| copied(Factor::of(tensor).unwrap().turned(), first, depth.clone());
+                    assert!(of(&brain) == of(&single), "turned {first} {depth:?}");
                 }
             }
         }

@@ -3,7 +3,7 @@
 use super::unit::{BLOCK, PIECES, STEP, TILE};
 use crate::cpu::product::{
     Factor, Matrix, Term,
-    blocks::{Block, BlockMatrix},
+    blocks::{self, Block, BlockMatrix},
     number::Number,
     right_rows::{BlockRows, DenseRows, RightRows},
 };
@@ -12,6 +12,9 @@ use std::{arch::x86_64::*, ops::Range};
 
 /// Columns of a tile of the right factor, and rows of one of the left.
 const SIDE: usize = 16;
+
+// Tiles begin where halves of a weight's blocks do, and steps where whole ones do.
+const _: () = assert!(STEP == blocks::BLOCK && 2 * SIDE == blocks::BLOCK);
 
 /// Copies rows `first_row..` of a block of the left factor: a row of a tile is [`STEP`] numbers along the depth.
 ///

@@ -5,8 +5,10 @@ use crate::{
     identify::check_directory,
     regular_file::{self, SharedFile, is_there},
 };
-use ferrotune_kernels::{FrozenWeight, filled_tensor};
+use entry::{BUFFER, Entry};
+use ferrotune_kernels::filled_tensor;
 use safetensors::{Dtype, tensor::Metadata};
+use stack::Stack;
 use std::{
     collections::{BTreeMap, HashMap},
     io::Read,
@@ -15,16 +17,8 @@ use std::{
 };
 use tch::{Kind, Tensor};
 
-/// Where one tensor lies.
-#[derive(Clone, Debug)]
-struct Entry {
-    path: PathBuf,
-    file: Arc<SharedFile>,
-    start: u64,
-    bytes: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-}
+mod entry;
+mod stack;
 
 /// The tensors of a model directory, read one at a time.
 ///
@@ -36,8 +30,6 @@ pub struct Checkpoint {
     entries: BTreeMap<String, Entry>,
 }
 
-/// Bytes that are read at a time.
-const BUFFER: usize = 256 << 10;
 /// A header larger than this is not a header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -166,195 +158,8 @@ impl Checkpoint {
     }
 }
 
-/// Matrices of one width, to be read as one.
-pub(crate) struct Stack<'a> {
-    parts: Vec<(&'a str, (&'a Entry, Kind))>,
-    pub(crate) shape: [i64; 2],
-}
-
-impl Stack<'_> {
-    /// The kind in which all parts are stored, if it is one.
-    pub(crate) fn kind(&self) -> Option<Kind> {
-        let mut kinds = self.parts.iter().map(|(_, (_, kind))| *kind);
-        let first = kinds.next()?;
-        kinds.all(|kind| kind == first).then_some(first)
-    }
-
-    /// Writes the numbers from byte `first` on, of parts in one kind.
-    ///
-    /// # Errors
-    /// [`Error::TensorNotFinite`], and [`Error::Io`] if the file was cut since it was opened.
-    pub(crate) fn read_numbers(&self, mut first: usize, mut bytes: &mut [u8]) -> Result<()> {
-        for (name, (entry, _)) in &self.parts {
-            let here = entry.bytes.saturating_sub(first).min(bytes.len());
-            let (target, rest) = bytes.split_at_mut(here);
-            entry.read_numbers(name, first, target)?;
-            (first, bytes) = ((first + here).saturating_sub(entry.bytes), rest);
-        }
-        Ok(())
-    }
-
-    /// Whether a part is held in another kind for a while, if products are in f32 on the CPU.
-    pub(crate) fn converts_to_f32(&self) -> bool {
-        match self.kind() {
-            Some(Kind::Float) => false,
-            Some(Kind::BFloat16) => !FrozenWeight::keeps_bf16(),
-            _ => true,
-        }
-    }
-
-    /// Bytes of memory of a row for products in f32 on the CPU, in the fewest bits: judged by two rows of each part, since weights are
-    /// of one kind throughout, and not by long ones as a whole.
-    ///
-    /// # Errors
-    /// [`Error::TensorNotFinite`] and [`Error::Io`].
-    pub(crate) fn fewest_row_bytes(&self) -> Result<u64> {
-        const COLUMNS: usize = 4096;
-        let columns = self.shape[1] as usize;
-        let all = (columns as u64).saturating_mul(size_of::<f32>() as u64);
-        match self.kind() {
-            Some(Kind::BFloat16) if !self.converts_to_f32() => return Ok(all / 2),
-            Some(Kind::Float) => {}
-            _ => return Ok(all),
-        }
-        let judged = columns.min(COLUMNS);
-        let mut found = None;
-        for (name, (entry, _)) in self.parts.iter().filter(|(_, (entry, _))| entry.bytes > 0) {
-            for row in [0, entry.shape[0] / 2] {
-                let fill = |first: usize, bytes: &mut [u8]| {
-                    entry.read_numbers(name, row * columns * size_of::<f32>() + first, bytes)
-                };
-                let bytes = FrozenWeight::filled([1, judged as i64], fill)?.stored_bytes() as u64;
-                // What one form does not hold is dense.
-                if *found.get_or_insert(bytes) != bytes {
-                    return Ok(all);
-                }
-            }
-        }
-        Ok(found.map_or(all, |bytes| all.min(bytes.saturating_mul(columns as u64) / judged.max(1) as u64)))
-    }
-
-    /// All of it in `kind`.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::tensor`].
-    pub(crate) fn tensor(&self, kind: Kind) -> Result<Tensor> {
-        let tensor = self.stored()?.f_to_kind(kind)?;
-        let mut first = 0;
-        for (name, (entry, stored)) in &self.parts {
-            let rows = entry.shape[0] as i64;
-            if narrows(*stored, kind) {
-                entry.demand_finite(name, &tensor.f_narrow(0, first, rows)?)?;
-            }
-            first += rows;
-        }
-        Ok(tensor)
-    }
-
-    /// All of it, in the kind in which it is stored, or, if the parts differ, in one that holds all of them.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::tensor`].
-    pub(crate) fn stored(&self) -> Result<Tensor> {
-        if let Some(kind) = self.kind() {
-            return filled_tensor(&self.shape, kind, |first, bytes| self.read_numbers(first, bytes));
-        }
-        let parts = self.parts.iter().map(|(name, (entry, kind))| {
-            let shape = Vec::from_iter(entry.shape.iter().map(|&size| size as i64));
-            filled_tensor(&shape, *kind, |first, bytes| entry.read_numbers(name, first, bytes))
-        });
-        Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
-    }
-}
-
-impl Entry {
-    fn elements(&self) -> u64 {
-        self.shape.iter().map(|&size| size as u64).product()
-    }
-
-    /// Its numbers in another kind, if all of them are finite there, too.
-    fn in_kind(&self, name: &str, tensor: &Tensor, stored: Kind, kind: Kind) -> Result<Tensor> {
-        let tensor = tensor.f_to_kind(kind)?;
-        if narrows(stored, kind) {
-            self.demand_finite(name, &tensor)?;
-        }
-        Ok(tensor)
-    }
-
-    fn demand_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
-        // Either NaN or infinity spoils the sum, which is far cheaper than a look at each number.
-        let sum = tensor.f_sum(Kind::Float)?.f_double_value(&[])?;
-        if sum.is_finite() || tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0 {
-            return Ok(());
-        }
-        Err(self.not_finite(name))
-    }
-
-    fn not_finite(&self, name: &str) -> Error {
-        Error::TensorNotFinite { path: self.path.clone(), tensor: name.to_owned() }
-    }
-
-    /// Writes its numbers from byte `first` on in the machine's order, if all of them are finite.
-    ///
-    /// Many numbers go through a buffer that stays in a core's cache: into memory that nobody has touched yet the system reads slowly.
-    fn read_numbers(&self, name: &str, first: usize, numbers: &mut [u8]) -> Result<()> {
-        let read = |place: usize, bytes: &mut [u8]| {
-            let place = self.start + place as u64;
-            self.file.read_at(place, bytes).map_err(Error::io("read", &self.path))?;
-            let are_finite = match self.dtype {
-                Dtype::BF16 => are_finite_halves(bytes, 0x7f80),
-                Dtype::F16 => are_finite_halves(bytes, 0x7c00),
-                _ => are_finite(bytes),
-            };
-            if are_finite { Ok(()) } else { Err(self.not_finite(name)) }
-        };
-        if numbers.len() <= BUFFER {
-            return read(first, numbers);
-        }
-        let mut buffer = vec![0; BUFFER];
-        for (index, part) in numbers.chunks_mut(BUFFER).enumerate() {
-            let buffer = &mut buffer[..part.len()];
-            read(first + index * BUFFER, buffer)?;
-            part.copy_from_slice(buffer);
-        }
-        Ok(())
-    }
-}
-
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether there are finite numbers of `stored` that are infinite in `kind`.
-fn narrows(stored: Kind, kind: Kind) -> bool {
-    match kind {
-        Kind::Half => stored != Kind::Half,
-        Kind::BFloat16 => stored == Kind::Float,
-        _ => false,
-    }
-}
-
-/// Puts numbers of f32 into the machine's order; whether there is neither NaN nor infinity among them, whose exponents are all ones.
-fn are_finite(numbers: &mut [u8]) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let mut found = 0;
-    for number in numbers.as_chunks_mut::<4>().0 {
-        let bits = u32::from_le_bytes(*number);
-        found |= u32::from(bits & EXPONENT == EXPONENT);
-        *number = bits.to_ne_bytes();
-    }
-    found == 0
-}
-
-/// The same of numbers of 16 bits, of which those of `exponent` are the exponent.
-fn are_finite_halves(numbers: &mut [u8], exponent: u16) -> bool {
-    let mut found = 0;
-    for number in numbers.as_chunks_mut::<2>().0 {
-        let bits = u16::from_le_bytes(*number);
-        found |= u16::from(bits & exponent == exponent);
-        *number = bits.to_ne_bytes();
-    }
-    found == 0
 }
 
 /// The entries of one safetensors file, every offset checked against the file's length.
@@ -430,7 +235,6 @@ fn read_shards(directory: &Path, index: &Path) -> Result<BTreeMap<String, Entry>
     }
     Ok(entries)
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -494,41 +298,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn matrices_are_stacked_in_order_whatever_their_kinds() {
-        let folder = tempfile::tempdir().unwrap();
-        let numbers = |first: u8| Vec::from_iter((first..first + 6).map(f32::from));
-        let full = |numbers: &[f32]| Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        let brain = Vec::from_iter(numbers(6).iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()));
-        let half = Vec::from_iter(numbers(12).iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()));
-        let mut spoiled = numbers(0);
-        spoiled[5] = f32::NAN;
-        let (first, spoiled) = (full(&numbers(0)), full(&spoiled));
-        let view = |dtype, data| TensorView::new(dtype, vec![2, 3], data).unwrap();
-        let tensors = [
-            ("a", view(Dtype::F32, &first)),
-            ("b", view(Dtype::BF16, &brain)),
-            ("c", view(Dtype::F16, &half)),
-            ("d", view(Dtype::F32, &spoiled)),
-        ];
-        let file = safetensors::serialize(tensors, None).unwrap();
-        fs::write(folder.path().join("model.safetensors"), file).unwrap();
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        let stacked = |names: &[&str]| {
-            let parts = Vec::from_iter(names.iter().map(|name| ((*name).to_owned(), 2)));
-            checkpoint.stack(&parts, 3)?.stored()
-        };
-        let counted = |count: i64| Tensor::arange(count, (Kind::Float, tch::Device::Cpu)).reshape([-1, 3]);
-        assert_eq!(stacked(&["a", "a"]).unwrap().narrow(0, 2, 2), counted(6));
-        assert_eq!(stacked(&["b"]).unwrap().kind(), Kind::BFloat16);
-        assert_eq!(stacked(&["a", "b"]).unwrap(), counted(12));
-        assert_eq!(stacked(&["a", "b", "c"]).unwrap(), counted(18));
-        let error = stacked(&["a", "d"]).unwrap_err();
-        assert!(matches!(error, Error::TensorNotFinite { tensor, .. } if tensor == "d"));
-    }
-
     /// A directory with tensors of 64 columns, of these numbers and dtypes.
-    fn matrices(tensors: &[(&str, Dtype, &[f32])]) -> (tempfile::TempDir, Checkpoint) {
+    pub(super) fn matrices(tensors: &[(&str, Dtype, &[f32])]) -> (tempfile::TempDir, Checkpoint) {
         let folder = tempfile::tempdir().unwrap();
         let bytes = Vec::from_iter(tensors.iter().map(|(_, dtype, numbers)| match dtype {
             Dtype::F32 => Vec::from_iter(numbers.iter().flat_map(|number| number.to_le_bytes())),
@@ -573,41 +344,6 @@ mod tests {
         ]);
         let are_equal = |first, second| checkpoint.are_equal([first, second], &[1100, 64]).unwrap();
         assert!(are_equal("a", "d") && are_equal("a", "b") && !are_equal("a", "c") && !are_equal("b", "c"));
-    }
-
-    #[test]
-    fn the_bytes_of_a_row_are_those_that_its_stack_will_take() {
-        let nibbles = Vec::from_iter((0..192u16).map(|number| f32::from(number * 7 % 16) * 0.5 - 3.0));
-        let bytes = Vec::from_iter((0..192u8).map(|number| f32::from(number) * 0.25));
-        let noise = Vec::from_iter((0..192u16).map(|number| f32::from(number).sin()));
-        let padded = [&[0.0; 64][..], &noise[64..]].concat();
-        let (_folder, checkpoint) = matrices(&[
-            ("nibbles", Dtype::F32, &nibbles),
-            ("bytes", Dtype::F32, &bytes),
-            ("noise", Dtype::F32, &noise),
-            ("padded", Dtype::F32, &padded),
-            ("brain", Dtype::BF16, &bytes),
-        ]);
-        for (names, fewest) in [
-            (&["nibbles", "nibbles"][..], 48),
-            (&["bytes"], 72),
-            (&["nibbles", "bytes"], 256),
-            (&["noise"], 256),
-            (&["padded"], 256),
-            (&["brain", "brain"], 128),
-            (&["brain", "bytes"], 256),
-        ] {
-            let parts = Vec::from_iter(names.iter().map(|name| ((*name).to_owned(), 3)));
-            let stack = checkpoint.stack(&parts, 64).unwrap();
-            let found = stack.fewest_row_bytes().unwrap();
-            let dense = !FrozenWeight::keeps_bf16();
-            // Where libtorch's products are the best, forms of fewer bits may be dense, too.
-            assert!(found == fewest || found == 256 && (dense || names == ["bytes"]), "{names:?} {found}");
-            assert_eq!(
-                stack.converts_to_f32(),
-                names.contains(&"brain") && (dense || names.len() == 2 && names[0] != names[1])
-            );
-        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::{
     },
 };
 
+mod numbers;
 mod pack;
 mod room;
 mod unit;

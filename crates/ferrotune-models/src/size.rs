@@ -38,7 +38,7 @@ impl ModelSize {
         let checkpoint = Checkpoint::open(directory)?;
         check(&config, &checkpoint)?;
         let elements = || checkpoint.elements();
-        let (parameters, largest) = (elements().sum(), elements().max().unwrap_or(0));
+        let (parameters, largest) = (elements().sum::<u64>(), elements().max().unwrap_or(0));
         let (mut fewest_bytes, mut converts, mut in_stacks) = (0u64, false, 0u64);
         for (parts, columns) in stacks(&config, &checkpoint) {
             let stack = checkpoint.stack(&parts, columns)?;

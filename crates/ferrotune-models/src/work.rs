@@ -1,13 +1,15 @@
 //! How much arithmetic a training step is, and how fast the machine does it: what a step takes beyond that is overhead.
 
 use crate::{decoder::CausalLm, error::Result, layer::Layer};
-use ferrotune_kernels::{FrozenWeight, SequenceLayout, matmul};
+use ferrotune_kernels::{SequenceLayout, matmul};
 use ferrotune_lora::LoraLinear;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 /// Time that a measurement of the rate takes at the least, where a single pass takes less.
 const MEASURED: Duration = Duration::from_millis(60);
+/// Passes of a measurement, where they do not take several times as long.
+const PASSES: usize = 3;
 
 /// Tokens of a sequence, and logits, at the most, of products that are measured.
 const LONGEST: i64 = 512;
@@ -107,39 +109,35 @@ impl CausalLm {
         work
     }
 
-    /// Floating-point operations a second at which this machine does the products of a layer in `kind`, forward and backward, with
-    /// nothing between them. `None` without a layer.
+    /// Floating-point operations a second at which this machine does the products of layers in `kind`, forward and backward, back to back
+    /// and with nothing between them. `None` without a layer.
     ///
-    /// The best of some passes over one layer, which together take a fraction of a second unless one alone takes longer.
+    /// The median of some passes, each over the next layer, whose weights are in no cache, as in a step; together they take a fraction of a
+    /// second unless one alone takes longer.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) or [`Error::Kernel`](crate::Error::Kernel) if libtorch fails, out of memory included.
     pub fn product_rate(&self, tokens: i64, kind: Kind) -> Result<Option<f64>> {
         let _no_grad = tch::no_grad_guard();
         let tokens = tokens.max(1);
-        let weights = self.first_layer(kind)?;
-        let factors: Vec<(&FrozenWeight, [Tensor; 2])> = weights
+        let layers = self.linears();
+        let Some(first) = layers.first() else { return Ok(None) };
+        let noise = |columns| self.noise(tokens, columns, kind);
+        let factors: Vec<[Tensor; 2]> = first
             .iter()
-            .map(|weight| {
-                Ok((
-                    weight,
-                    [
-                        self.noise(tokens, weight.in_features(), kind)?,
-                        self.noise(tokens, weight.out_features(), kind)?,
-                    ],
-                ))
-            })
+            .map(|linear| Ok([noise(linear.weight().in_features())?, noise(linear.weight().out_features())?]))
             .collect::<Result<_>>()?;
-        let flops: i64 =
-            weights.iter().map(|weight| 4 * tokens * weight.out_features() * weight.in_features()).sum();
-        let rate = best_rate(flops, || {
-            for (weight, [x, grad]) in &factors {
+        let size = |linear: &&LoraLinear| linear.weight().out_features() * linear.weight().in_features();
+        let flops: i64 = first.iter().map(|linear| 4 * tokens * size(linear)).sum();
+        let rate = usual_rate(flops, |pass| {
+            for (linear, [x, grad]) in layers[pass % layers.len()].iter().zip(&factors) {
+                let weight = linear.weight().in_kind(kind)?;
                 let _y = weight.forward_product(x)?;
                 let _grad_x = weight.input_gradient(grad)?;
             }
             Ok(())
         })?;
-        Ok((!weights.is_empty()).then_some(rate))
+        Ok(Some(rate))
     }
 
     /// The same for each kind of product of a training step on batches like this one: the limit that the step works against.
@@ -153,15 +151,15 @@ impl CausalLm {
     ) -> Result<Option<ProductRates>> {
         let Some(linear) = self.product_rate(tokens, kind)? else { return Ok(None) };
         let _no_grad = tch::no_grad_guard();
-        let (config, weights) = (self.config(), self.first_layer(kind)?);
+        let config = self.config();
         // A step computes scores and logits of a few rows at a time, and larger ones are no faster.
         let (length, targets) = (length.min(LONGEST), targets.min(MOST_LOGITS / config.vocab_size.max(1)));
         let [tokens, length, targets, rank] = [tokens, length, targets, rank].map(|size| size.max(1));
 
-        let mut of_adapters = Vec::with_capacity(weights.len());
+        let mut of_adapters = Vec::new();
         let mut flops = 0;
-        for weight in &weights {
-            let (inputs, outputs) = (weight.in_features(), weight.out_features());
+        for linear in self.linears().first().into_iter().flatten() {
+            let (inputs, outputs) = (linear.weight().in_features(), linear.weight().out_features());
             let of = |rows, columns| self.noise(rows, columns, kind);
             // `x A^T` and `q^T x`; `g B` and `g^T p`.
             of_adapters
@@ -169,7 +167,7 @@ impl CausalLm {
             flops += 4 * tokens * rank * (inputs + outputs);
         }
         let narrow = self.noise(tokens, rank, kind)?;
-        let adapters = best_rate(flops, || {
+        let adapters = usual_rate(flops, |_| {
             for (large, small) in of_adapters.iter().flatten() {
                 let _projected = matmul(large, &small.f_tr()?)?;
                 let _gradient = matmul(&narrow.f_tr()?, large)?;
@@ -182,7 +180,7 @@ impl CausalLm {
         let [queries, keys, scores] = [(rows, head_dim), (length, head_dim), (rows, length)]
             .map(|(rows, columns)| self.noise(rows, columns, Kind::Float));
         let (queries, keys, scores) = (queries?, keys?, scores?);
-        let attention = best_rate(4 * rows * head_dim * length, || {
+        let attention = usual_rate(4 * rows * head_dim * length, |_| {
             let _scores = matmul(&queries, &keys.f_tr()?)?;
             let _sums = matmul(&scores, &keys)?;
             Ok(())
@@ -193,22 +191,12 @@ impl CausalLm {
             self.noise(targets, weight.in_features(), kind)?,
             self.noise(targets, weight.out_features(), kind)?,
         );
-        let head = best_rate(4 * targets * weight.out_features() * weight.in_features(), || {
+        let head = usual_rate(4 * targets * weight.out_features() * weight.in_features(), |_| {
             let _logits = weight.forward_product(&hidden)?;
             let _grad_hidden = weight.input_gradient(&grad)?;
             Ok(())
         })?;
         Ok(Some(ProductRates(ProductWork { linear, adapters, attention, head })))
-    }
-
-    /// The weights of the first layer.
-    fn first_layer(&self, kind: Kind) -> Result<Vec<FrozenWeight>> {
-        let linears = self.linears().into_iter().next();
-        Ok(linears
-            .into_iter()
-            .flatten()
-            .map(|linear| linear.weight().in_kind(kind))
-            .collect::<std::result::Result<_, _>>()?)
     }
 
     fn noise(&self, rows: i64, columns: i64, kind: Kind) -> Result<Tensor> {
@@ -221,16 +209,21 @@ impl CausalLm {
     }
 }
 
-/// Operations a second in the best of some runs.
-fn best_rate(flops: i64, run: impl Fn() -> Result<()>) -> Result<f64> {
-    run()?; // the first run prepares
-    let (begun, mut best) = (Instant::now(), Duration::MAX);
-    while best == Duration::MAX || begun.elapsed() < MEASURED {
+/// Operations a second in the median of some passes, which are told their number.
+fn usual_rate(flops: i64, run: impl Fn(usize) -> Result<()>) -> Result<f64> {
+    run(0)?; // the first pass prepares
+    let (begun, mut passes) = (Instant::now(), Vec::new());
+    while passes.is_empty()
+        || begun.elapsed() < MEASURED
+        || passes.len() < PASSES && begun.elapsed() < 4 * MEASURED
+    {
         let start = Instant::now();
-        run()?;
-        best = best.min(start.elapsed());
+        run(passes.len() + 1)?;
+        passes.push(start.elapsed());
     }
-    Ok(flops as f64 / best.as_secs_f64().max(f64::MIN_POSITIVE))
+    passes.sort_unstable();
+    let median = passes[passes.len() / 2];
+    Ok(flops as f64 / median.as_secs_f64().max(f64::MIN_POSITIVE))
 }
 
 /// Pairs of a query and a key that causal attention of `length` tokens looks at.

@@ -1,8 +1,8 @@
 //! Each error, reached.
 
 use ferrotune_kernels::{
-    CrossEntropyOptions, Error, FrozenWeight, LowRank, Mode, RandomKey, SequenceLayout, linear_cross_entropy,
-    linear_cross_entropy_with, lora_linear, rotary_,
+    CrossEntropyOptions, Error, FrozenWeight, LowRank, Mode, RandomKey, SequenceLayout, filled_tensor,
+    linear_cross_entropy, linear_cross_entropy_with, lora_linear, rotary_,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -34,6 +34,9 @@ fn each_mistake_is_an_error_of_its_own() {
     // Numbers of two kinds: the function itself fails, within the graph.
     let double = ones(&[2, 4], Kind::Double);
     assert!(matches!(linear_cross_entropy(&double, &head, &ids), Err(Error::Autograd(_))));
+    assert!(matches!(head.forward_product(&ones(&[2, 3], Kind::Float)), Err(Error::Torch(_))));
+    let filled = filled_tensor(&[1], Kind::Bool, |_, _| Ok::<(), Error>(()));
+    assert!(matches!(filled, Err(Error::Kind { found: Kind::Bool, .. })));
     assert!(matches!(head.dense_rows(4, 9), Err(Error::RowOutOfRange { row: 12, rows: 5 })));
     assert!(matches!(head.dense_rows(5, 1), Err(Error::RowOutOfRange { row: 5, rows: 5 })));
     assert!(matches!(head.dense_rows(2, -1), Err(Error::RowOutOfRange { .. })));

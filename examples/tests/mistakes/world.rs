@@ -352,8 +352,10 @@ fn wide_model(job: &Job) {
         }
         let elements: u64 =
             tensor["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap()).product();
-        tensor["data_offsets"] = serde_json::json!([offset, offset + 4 * elements]);
-        offset += 4 * elements;
+        // Zeros of f32 would be kept in few bits.
+        tensor["dtype"] = "F16".into();
+        tensor["data_offsets"] = serde_json::json!([offset, offset + 2 * elements]);
+        offset += 2 * elements;
     }
     let header = header.to_string();
     let file = fs::File::create(&path).unwrap();

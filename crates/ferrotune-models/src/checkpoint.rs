@@ -5,8 +5,7 @@ use crate::{
     identify::check_directory,
     regular_file::{self, SharedFile, is_there},
 };
-use entry::{BUFFER, Entry};
-use ferrotune_kernels::filled_tensor;
+use entry::{BUFFER, Entry, narrows};
 use safetensors::{Dtype, tensor::Metadata};
 use stack::Stack;
 use std::{
@@ -80,7 +79,7 @@ impl Checkpoint {
         let Some(entry) = self.entries.get(name) else {
             return Err(Error::TensorMissing { path: self.directory.clone(), tensor: name.to_owned() });
         };
-        let found: Vec<i64> = entry.shape.iter().map(|&size| size as i64).collect();
+        let found = entry.size();
         if found != shape {
             return Err(Error::TensorShape {
                 path: entry.path.clone(),
@@ -111,7 +110,11 @@ impl Checkpoint {
     /// [`Error::Io`] if the file was cut since it was opened.
     pub fn tensor(&self, name: &str, shape: &[i64], kind: Kind) -> Result<Tensor> {
         let (entry, stored) = self.find(name, shape)?;
-        entry.in_kind(name, &self.stored(name, shape)?, stored, kind)
+        let tensor = entry.tensor(name, stored)?.f_to_kind(kind)?;
+        if narrows(stored, kind) {
+            entry.demand_finite(name, &tensor)?;
+        }
+        Ok(tensor)
     }
 
     /// Whether two tensors of that shape hold the same numbers.
@@ -136,15 +139,6 @@ impl Checkpoint {
             }
         }
         Ok(true)
-    }
-
-    /// Reads a tensor in the kind in which it is stored, and demands its shape.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::tensor`].
-    pub(crate) fn stored(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let (entry, kind) = self.find(name, shape)?;
-        filled_tensor(shape, kind, |first, bytes| entry.read_numbers(name, first, bytes))
     }
 
     /// Matrices of one width, by name and number of rows, that are to lie below each other.

@@ -48,23 +48,55 @@ impl Attend for WithinBatch<'_> {
     }
 }
 
-impl Layer {
-    pub(crate) fn load(read: &mut Reader, config: &ModelConfig, index: usize) -> Result<Self> {
+/// The norms of a layer, by name.
+pub(crate) const NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
+
+/// Linear layers on one input, which are kept as one.
+pub(crate) struct Stacked {
+    /// The module that they belong to.
+    pub parent: &'static str,
+    /// Their names and `out_features`.
+    pub parts: Vec<(&'static str, i64)>,
+    pub in_features: i64,
+    pub bias: bool,
+}
+
+impl Stacked {
+    /// Those of a layer, in the order in which they are computed.
+    pub(crate) fn of_layer(config: &ModelConfig) -> [Self; 4] {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
-        let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+        let attention = |parts, in_features| Self {
+            parent: "self_attn",
+            parts,
+            in_features,
+            bias: config.attention_bias,
+        };
+        let mlp = |parts, in_features| Self { parent: "mlp", parts, in_features, bias: config.mlp_bias };
+        [
+            attention(vec![("q_proj", queries), ("k_proj", keys), ("v_proj", keys)], hidden),
+            attention(vec![("o_proj", hidden)], queries),
+            mlp(vec![("gate_proj", intermediate), ("up_proj", intermediate)], hidden),
+            mlp(vec![("down_proj", hidden)], intermediate),
+        ]
+    }
+}
+
+impl Layer {
+    pub(crate) fn load(read: &mut Reader, config: &ModelConfig, index: usize) -> Result<Self> {
         let layer = format!("layers.{index}");
-        let qkv = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
-        let gate_up = [("gate_proj", intermediate), ("up_proj", intermediate)];
+        let mut norm = |name: &str| read.tensor(&format!("{layer}.{name}.weight"), &[config.hidden_size]);
+        let [input_layernorm, post_attention_layernorm] = [norm(NORMS[0])?, norm(NORMS[1])?];
+        let [qkv_proj, o_proj, gate_up_proj, down_proj] =
+            Stacked::of_layer(config).map(|stacked| read.linear(&layer, &stacked));
         Ok(Self {
-            input_layernorm: read.tensor(&format!("{layer}.input_layernorm.weight"), &[hidden])?,
-            qkv_proj: read.linear(&format!("{layer}.self_attn"), &qkv, hidden, attention)?,
-            o_proj: read.linear(&format!("{layer}.self_attn"), &[("o_proj", hidden)], queries, attention)?,
-            post_attention_layernorm: read
-                .tensor(&format!("{layer}.post_attention_layernorm.weight"), &[hidden])?,
-            gate_up_proj: read.linear(&format!("{layer}.mlp"), &gate_up, hidden, mlp)?,
-            down_proj: read.linear(&format!("{layer}.mlp"), &[("down_proj", hidden)], intermediate, mlp)?,
+            input_layernorm,
+            qkv_proj: qkv_proj?,
+            o_proj: o_proj?,
+            post_attention_layernorm,
+            gate_up_proj: gate_up_proj?,
+            down_proj: down_proj?,
         })
     }
 

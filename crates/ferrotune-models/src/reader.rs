@@ -4,7 +4,7 @@ use crate::{
     checkpoint::{Checkpoint, lock},
     config::ModelConfig,
     error::{Error, Result},
-    layer::Layer,
+    layer::{Layer, Stacked},
 };
 use ferrotune_autograd::parallel_for;
 use ferrotune_kernels::FrozenWeight;
@@ -89,18 +89,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Layers on one input, stacked. Their paths are those of the whole model, whatever the checkpoint's prefix.
-    pub(crate) fn linear(
-        &mut self,
-        parent: &str,
-        parts: &[(&str, i64)],
-        in_features: i64,
-        bias: bool,
-    ) -> Result<LoraLinear> {
+    pub(crate) fn linear(&mut self, layer: &str, stacked: &Stacked) -> Result<LoraLinear> {
+        let Stacked { parts, in_features, bias, .. } = stacked;
+        let parent = format!("{layer}.{}", stacked.parent);
         let name_of = |name: &str| format!("{}{parent}.{name}.weight", self.prefix);
         let weights = parts.iter().map(|(name, rows)| (name_of(name), *rows)).collect();
-        let weight = self.frozen(weights, in_features)?;
+        let weight = self.frozen(weights, *in_features)?;
         let mut biases = Vec::new();
-        for (name, out_features) in parts.iter().filter(|_| bias) {
+        for (name, out_features) in parts.iter().filter(|_| *bias) {
             biases.push(self.tensor(&format!("{parent}.{name}.bias"), &[*out_features])?);
         }
         let bias = if biases.is_empty() { None } else { Some(Tensor::f_cat(&biases, 0)?) };

@@ -1,6 +1,11 @@
 //! What a model will take, from a look at its files.
 
-use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
+use crate::{
+    checkpoint::Checkpoint,
+    config::ModelConfig,
+    error::Result,
+    layer::{NORMS, Stacked},
+};
 use std::path::Path;
 use tch::Kind;
 
@@ -86,33 +91,18 @@ pub(crate) fn prefix(checkpoint: &Checkpoint) -> &'static str {
     if is_bare { "" } else { "model." }
 }
 
-/// The matrices of a layer; each stack with whether its parts have a bias.
-fn stacks_of_layer(config: &ModelConfig, layer: &str) -> [(Stack, bool); 4] {
-    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
-    let named = |parts: &[(&str, i64)]| {
-        parts.iter().map(|(name, rows)| (format!("{layer}.{name}.weight"), *rows)).collect()
-    };
-    let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
-    [
-        ((named(&qkv), hidden), attention),
-        ((named(&[("self_attn.o_proj", hidden)]), queries), attention),
-        ((named(&[("mlp.gate_proj", intermediate), ("mlp.up_proj", intermediate)]), hidden), mlp),
-        ((named(&[("mlp.down_proj", hidden)]), intermediate), mlp),
-    ]
-}
-
 /// All matrices.
 fn stacks(config: &ModelConfig, checkpoint: &Checkpoint) -> impl Iterator<Item = Stack> {
     let prefix = prefix(checkpoint);
     let matrix = |name: String| (vec![(name, config.vocab_size)], config.hidden_size);
     let ends = [format!("{prefix}embed_tokens.weight"), "lm_head.weight".to_owned()];
     let ends = ends.into_iter().filter(|name| checkpoint.contains(name)).map(matrix);
-    let layers = (0..config.num_hidden_layers)
-        .flat_map(move |layer| stacks_of_layer(config, &format!("{prefix}layers.{layer}")))
-        .map(|(stack, _)| stack);
+    let layers = (0..config.num_hidden_layers).flat_map(move |layer| {
+        Stacked::of_layer(config).map(|Stacked { parent, parts, in_features, .. }| {
+            let named = |(name, rows)| (format!("{prefix}layers.{layer}.{parent}.{name}.weight"), rows);
+            (parts.into_iter().map(named).collect(), in_features)
+        })
+    });
     ends.chain(layers)
 }
 
@@ -123,14 +113,15 @@ pub(crate) fn check(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()>
     // The first layer that is missing ends it, however many the configuration asks for.
     for layer in 0..config.num_hidden_layers {
         let layer = format!("{prefix}layers.{layer}");
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
+        for norm in NORMS {
             checkpoint.check(&format!("{layer}.{norm}.weight"), &[hidden])?;
         }
-        for ((parts, in_features), bias) in stacks_of_layer(config, &layer) {
+        for Stacked { parent, parts, in_features, bias } in Stacked::of_layer(config) {
             for (name, out_features) in parts {
-                checkpoint.check(&name, &[out_features, in_features])?;
+                let module = format!("{layer}.{parent}.{name}");
+                checkpoint.check(&format!("{module}.weight"), &[out_features, in_features])?;
                 if bias {
-                    checkpoint.check(&name.replace(".weight", ".bias"), &[out_features])?;
+                    checkpoint.check(&format!("{module}.bias"), &[out_features])?;
                 }
             }
         }

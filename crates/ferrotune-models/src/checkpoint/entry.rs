@@ -4,6 +4,7 @@ use crate::{
     error::{Error, Result},
     regular_file::SharedFile,
 };
+use ferrotune_kernels::filled_tensor;
 use safetensors::Dtype;
 use std::{path::PathBuf, sync::Arc};
 use tch::{Kind, Tensor};
@@ -27,13 +28,14 @@ impl Entry {
         self.shape.iter().map(|&size| size as u64).product()
     }
 
-    /// Its numbers in another kind, if all of them are finite there, too.
-    pub(super) fn in_kind(&self, name: &str, tensor: &Tensor, stored: Kind, kind: Kind) -> Result<Tensor> {
-        let tensor = tensor.f_to_kind(kind)?;
-        if narrows(stored, kind) {
-            self.demand_finite(name, &tensor)?;
-        }
-        Ok(tensor)
+    /// Its shape, as libtorch has it.
+    pub(super) fn size(&self) -> Vec<i64> {
+        self.shape.iter().map(|&size| size as i64).collect()
+    }
+
+    /// All of it, in the kind in which it is stored.
+    pub(super) fn tensor(&self, name: &str, stored: Kind) -> Result<Tensor> {
+        filled_tensor(&self.size(), stored, |first, bytes| self.read_numbers(name, first, bytes))
     }
 
     pub(super) fn demand_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {

@@ -98,10 +98,7 @@ impl Stack<'_> {
         if let Some(kind) = self.kind() {
             return filled_tensor(&self.shape, kind, |first, bytes| self.read_numbers(first, bytes));
         }
-        let parts = self.parts.iter().map(|(name, (entry, kind))| {
-            let shape = Vec::from_iter(entry.shape.iter().map(|&size| size as i64));
-            filled_tensor(&shape, *kind, |first, bytes| entry.read_numbers(name, first, bytes))
-        });
+        let parts = self.parts.iter().map(|(name, (entry, kind))| entry.tensor(name, *kind));
         Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
     }
 }

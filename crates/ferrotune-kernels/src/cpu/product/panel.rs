@@ -14,6 +14,9 @@ pub(in crate::cpu) const WIDTH: usize = 48;
 /// Rows of a panel at the most: with its columns they fill a fifth of a megabyte, which stays in a core's second cache.
 pub(in crate::cpu) const DEPTH: usize = 1024;
 
+// Registers of a weight's blocks begin where halves of them do, across panels and along the depth.
+const _: () = assert!(WIDTH.is_multiple_of(BLOCK / 2) && DEPTH.is_multiple_of(BLOCK));
+
 /// 64 bytes that begin at a multiple of 64: no load of a register crosses a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -143,8 +146,7 @@ unsafe fn copy_blocks<V: Vector, B: Block>(right: &BlockMatrix<B>, place: Place,
 /// As [`copy_matrix`].
 #[inline(always)]
 unsafe fn copy_rows<V: Vector>(right: impl RightRows, place: Place, rows: &mut [[f32; WIDTH]]) {
-    // Registers of blocks begin where a multiple of their lanes does.
-    let whole = if place.from.is_multiple_of(V::LANES) { place.width / V::LANES * V::LANES } else { 0 };
+    let whole = place.width / V::LANES * V::LANES;
     // SAFETY: numbers of the factor, as the caller says.
     unsafe {
         for (index, row) in rows.iter_mut().enumerate() {
@@ -164,11 +166,8 @@ unsafe fn copy_rows<V: Vector>(right: impl RightRows, place: Place, rows: &mut [
 /// As [`copy_matrix`].
 #[inline(always)]
 unsafe fn copy_columns<V: Vector>(right: impl RightRows, place: Place, rows: &mut [[f32; WIDTH]]) {
-    let whole = match place.first_row.is_multiple_of(V::LANES) {
-        true => [rows.len(), place.width].map(|count| count / 8 * 8),
-        false => [0; 2],
-    };
-    let wide = whole.map(|count| count / V::LANES * V::LANES);
+    let counts = [rows.len(), place.width];
+    let (whole, wide) = (counts.map(|count| count / 8 * 8), counts.map(|count| count / V::LANES * V::LANES));
     // SAFETY: the ranges are some of the factor and of the panel. Machines with wider registers have those of 8, which take what the wide
     // ones leave: all there is of an adapter of rank 8.
     unsafe {

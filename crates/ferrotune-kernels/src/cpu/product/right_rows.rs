@@ -9,7 +9,7 @@ use super::{
 
 /// Rows of numbers that lie side by side, in whatever form, as registers take them.
 pub(crate) trait RightRows: Copy {
-    /// The numbers of a row from column `column` on, a multiple of the register's lanes.
+    /// The numbers of a row from column `column` on, which in rows of blocks is a multiple of the register's lanes.
     ///
     /// # Safety
     /// They exist; the machine has the instructions of `V`.
@@ -98,21 +98,25 @@ impl<B> BlockRows<B> {
     pub(super) fn from(self, first: usize) -> Self {
         Self { start: self.start.wrapping_add(first * self.blocks_in_a_row), ..self }
     }
+
+    /// The block that a number is in.
+    fn block(self, row: usize, column: usize) -> *const B {
+        self.start.wrapping_add(row * self.blocks_in_a_row + column / BLOCK)
+    }
 }
 
 impl<B: Block> RightRows for BlockRows<B> {
     #[inline(always)]
     unsafe fn load<V: Vector>(self, row: usize, column: usize) -> V {
+        debug_assert!(column.is_multiple_of(V::LANES));
         // SAFETY: as the caller says; lanes divide a block.
-        unsafe {
-            (*self.start.add(row * self.blocks_in_a_row + column / BLOCK)).part(column % BLOCK / V::LANES)
-        }
+        unsafe { (*self.block(row, column)).part(column % BLOCK / V::LANES) }
     }
 
     #[inline(always)]
     unsafe fn number(self, row: usize, column: usize) -> f32 {
         // SAFETY: as the caller says.
-        unsafe { (*self.start.add(row * self.blocks_in_a_row + column / BLOCK)).number(column % BLOCK) }
+        unsafe { (*self.block(row, column)).number(column % BLOCK) }
     }
 
     #[inline(always)]

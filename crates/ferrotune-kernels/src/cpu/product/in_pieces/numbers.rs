@@ -22,29 +22,17 @@ pub(super) trait Numbers {
     unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512;
 }
 
-/// A factor whose rows lie dense.
-pub(super) struct AlongRows<R>(pub(super) R);
+/// A factor whose rows lie dense, or, if `COLUMNS`, whose columns do.
+pub(super) struct Along<R, const COLUMNS: bool>(pub(super) R);
 
-impl<R: Lines> Numbers for AlongRows<R> {
-    const ALONG_COLUMNS: bool = false;
-
-    #[inline(always)]
-    unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512 {
-        // SAFETY: as the caller says.
-        unsafe { self.0.load_masked(row, column, mask) }
-    }
-}
-
-/// A factor whose columns lie dense.
-pub(super) struct AlongColumns<R>(pub(super) R);
-
-impl<R: Lines> Numbers for AlongColumns<R> {
-    const ALONG_COLUMNS: bool = true;
+impl<R: Lines, const COLUMNS: bool> Numbers for Along<R, COLUMNS> {
+    const ALONG_COLUMNS: bool = COLUMNS;
 
     #[inline(always)]
     unsafe fn load(&self, row: usize, column: usize, mask: __mmask16) -> __m512 {
+        let (line, place) = if COLUMNS { (column, row) } else { (row, column) };
         // SAFETY: as the caller says.
-        unsafe { self.0.load_masked(column, row, mask) }
+        unsafe { self.0.load_masked(line, place, mask) }
     }
 }
 

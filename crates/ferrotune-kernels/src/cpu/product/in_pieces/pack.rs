@@ -1,7 +1,7 @@
 //! Copies of factors, cut into pieces and in the order of tiles.
 
 use super::{
-    numbers::{AlongColumns, AlongRows, Masked, Numbers},
+    numbers::{Along, Masked, Numbers},
     unit::{BLOCK, PIECES, STEP, TILE},
 };
 use crate::cpu::product::{
@@ -98,9 +98,11 @@ unsafe fn right_of_matrix<T: Masked>(
     unsafe {
         match (right.row_stride, right.column_stride) {
             (1, stride) => {
-                pack_all(term, &AlongColumns(DenseRows { start, stride }), first_column, depth, to)
+                pack_all(term, &Along::<_, true>(DenseRows { start, stride }), first_column, depth, to)
             }
-            (stride, 1) => pack_all(term, &AlongRows(DenseRows { start, stride }), first_column, depth, to),
+            (stride, 1) => {
+                pack_all(term, &Along::<_, false>(DenseRows { start, stride }), first_column, depth, to)
+            }
             _ => pack_all(term, right, first_column, depth, to),
         }
     }
@@ -119,8 +121,8 @@ unsafe fn right_of_blocks<B: Block>(
     // SAFETY: as the caller says.
     unsafe {
         match right.turned {
-            true => pack_all(term, &AlongColumns(right.rows()), first_column, depth, to),
-            false => pack_all(term, &AlongRows(right.rows()), first_column, depth, to),
+            true => pack_all(term, &Along::<_, true>(right.rows()), first_column, depth, to),
+            false => pack_all(term, &Along::<_, false>(right.rows()), first_column, depth, to),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Frozen linear layers with trainable low-rank updates.
 
 use crate::{
-    cpu::{Matrix, narrow_products, products_beside},
+    cpu::{Matrix, NarrowProducts, narrow_products, products_beside},
     dropout::Dropout,
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
@@ -283,17 +283,21 @@ impl Function for GroupedLora {
         let (x, rest) = (saved[0], &saved[1..]);
         let (adapters, projected) = rest.split_at(2 * self.places.len());
         let kind = adapters[0].kind();
-        let mut grad_projected = Vec::with_capacity(self.places.len());
-        let mut grad_b = Vec::with_capacity(self.places.len());
-        for ((place, pair), projected) in self.places.iter().zip(adapters.chunks(2)).zip(projected) {
+        // What a step before the product makes of x is computed again with the gradient of it, later.
+        let is_at_hand = matches!(self.prologue, OwnedPrologue::None) && x.kind() == self.weight.kind();
+        let input = is_at_hand.then_some(x);
+        let mut through = Vec::with_capacity(self.places.len());
+        let mut grads_of_factors = Vec::with_capacity(self.places.len());
+        for (index, (place, pair)) in self.places.iter().zip(adapters.chunks(2)).enumerate() {
             let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
-            let [through, of_b] = output_gradients(&grad_y, pair[1], place.scaling, projected)?;
-            grad_projected.push(through);
-            grad_b.push(of_b);
+            let input = input.filter(|_| place.dropout.is_none() && context.needs_input_grad(1 + 2 * index));
+            let grads = output_gradients(&grad_y, pair[1], place.scaling, &projected[index], input)?;
+            through.push(grads.product);
+            grads_of_factors.push((grads.of_input, grads.of_other));
         }
         let (grad_x, p) = match context.needs_input_grad(0) {
             true => {
-                let grad_p = self.input_gradient(grad, &grad_projected, adapters)?;
+                let grad_p = self.input_gradient(grad, &through, adapters)?;
                 let grad_p = first_rows(grad_p, x.size()[0])?.f_to_kind(x.kind())?;
                 let [grad_x, p] = self.prologue.backward_again(grad_p, x)?;
                 (Some(grad_x), p)
@@ -303,10 +307,12 @@ impl Function for GroupedLora {
         let p = filled_up(&p.f_to_kind(self.weight.kind())?)?;
         let mut results = Vec::with_capacity(1 + adapters.len());
         results.push(grad_x);
-        for ((place, through), grad_b) in self.places.iter().zip(&grad_projected).zip(grad_b) {
-            let grad_a = match context.needs_input_grad(results.len()) {
-                true => Some(matmul(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?),
-                false => None,
+        for ((place, through), (grad_a, grad_b)) in self.places.iter().zip(&through).zip(grads_of_factors) {
+            let grad_a = match grad_a {
+                None if context.needs_input_grad(results.len()) => {
+                    Some(matmul(&through.f_tr()?, &Self::update_input(place, &p, kind)?)?)
+                }
+                known => known,
             };
             results.extend([grad_a, Some(grad_b)]);
         }
@@ -314,12 +320,20 @@ impl Function for GroupedLora {
     }
 }
 
-/// What backward makes of the gradient of an update's output: `d loss / d (dropout(x) A^T) = scaling * grad_y B`, `[tokens, rank]`, and
-/// `d loss / d B = grad_y^T projected`, `[out_features, rank]`.
-fn output_gradients(grad_y: &Tensor, b: &Tensor, scaling: f64, projected: &Tensor) -> Result<[Tensor; 2]> {
-    if let Some(both) = narrow_products(grad_y, b, scaling, projected)? {
-        return Ok(both);
+/// What backward makes of the gradient of an update's output: `d loss / d (dropout(x) A^T) = scaling * grad_y B`, `[tokens, rank]`,
+/// `d loss / d B = grad_y^T projected`, `[out_features, rank]`, and where `A`'s input is at hand perhaps also
+/// `d loss / d A`, `[rank, in_features]`.
+fn output_gradients(
+    grad_y: &Tensor,
+    b: &Tensor,
+    scaling: f64,
+    projected: &Tensor,
+    input: Option<&Tensor>,
+) -> Result<NarrowProducts> {
+    if let Some(products) = narrow_products(grad_y, b, scaling, projected, input)? {
+        return Ok(products);
     }
-    let through = matmul(grad_y, b)?.f_mul_scalar_(scaling)?;
-    Ok([through, matmul(&grad_y.f_tr()?, projected)?])
+    let product = matmul(grad_y, b)?.f_mul_scalar_(scaling)?;
+    let of_other = matmul(&grad_y.f_tr()?, projected)?;
+    Ok(NarrowProducts { product, of_other, of_input: None })
 }

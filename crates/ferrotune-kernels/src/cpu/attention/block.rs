@@ -115,7 +115,7 @@ pub(super) unsafe fn copy<V: Vector>(
         let term = Term { scale, ..Term::new(matrix, matrix) };
         let panels = copy.chunks_exact_mut(WIDTH * x.head_dim).take(tokens.len().div_ceil(WIDTH));
         for (index, panel) in panels.enumerate() {
-            pack::<V>(&term, 0..x.head_dim, index * WIDTH, panel);
+            pack::<V>(&term, 0..x.head_dim, index * WIDTH..(index + 1) * WIDTH, panel);
         }
     }
 }

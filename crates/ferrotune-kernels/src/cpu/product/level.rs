@@ -66,6 +66,7 @@ impl Level {
         // Several tasks for each thread, so that one that is held up leaves its share to the others.
         let wanted = 4 * usize::try_from(tch::get_num_threads()).unwrap_or(1);
         let parts = wanted.div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS)).max(1);
+        let parts = if parts > 1 { parts.next_multiple_of(wanted / 4) } else { 1 };
         let rows_of_part = target.rows.div_ceil(parts);
         in_parallel(panels * parts, work(terms), |task| {
             let (part, panel) = (task % parts, task / parts);
@@ -224,7 +225,7 @@ unsafe fn one_panel_avx512(block: &Rows) {
     // SAFETY: as the caller says; the instructions are enabled here.
     unsafe {
         match block.columns.div_ceil(16) {
-            1 => tile::rows::<__m512, 8, 1>(block),
+            1 => tile::rows::<__m512, 16, 1>(block),
             2 => tile::rows::<__m512, 8, 2>(block),
             _ => tile::rows::<__m512, 8, 3>(block),
         }
@@ -282,7 +283,7 @@ unsafe fn fill_panel<V: Vector>(
                         (start.cast_const(), right.row_stride)
                     }
                     None => {
-                        panel::pack::<V>(term, depth.clone(), first, panel);
+                        panel::pack::<V>(term, depth.clone(), first..first + columns, panel);
                         (panel.as_ptr(), panel::WIDTH)
                     }
                 };

@@ -4,41 +4,55 @@
 //! its core's second cache computes all that is to be computed of them; of the small factor nothing is copied.
 
 use super::{
-    FEW_ROWS, Level, Matrix, Rows, Target, in_parallel, level,
+    FEW_ROWS, Level, Matrix, Rows, Target, in_parallel, in_shares, level,
     panel::{self, depth_blocks},
     right_rows::DenseRows,
     tile::GROUP,
     vector::Vector,
 };
-use crate::{cpu::fill_rows_beside, error::Result};
+use crate::error::Result;
 use std::{
     arch::x86_64::{__m256, __m512},
     ops::Range,
-    ptr::NonNull,
 };
 use tch::Tensor;
 
-/// Numbers of the small factor at the most, which is a task's sum as well: beside rows of the large one they stay in a second cache.
+/// Numbers of a small factor at the most, which is a task's sum as well: beside rows of the large one they stay in a second cache.
 const SMALL: usize = 1 << 16;
 /// Numbers of the rows of the large factor that are read twice.
 const LARGE: usize = 1 << 17;
 /// Rows of a task at the least. It has a sum of its own over its rows.
-const TASK_ROWS: usize = 64;
+const TASK_ROWS: usize = 128;
 /// Numbers of the sums of all tasks, at the most.
 const SUMS: usize = 1 << 22;
+/// Sums and products that take as long as it takes to read a number.
+const WORK_PER_NUMBER: usize = 64;
 
-/// `scale * left right` and `left^T other`, of `[rows, depth]`, `[depth, columns]` and `[rows, columns]`; `None` where these loops do not
-/// suit the tensors.
+/// What [`narrow_products`] computes.
+#[derive(Debug, PartialEq)]
+pub(crate) struct NarrowProducts {
+    /// `scale * left right`, `[rows, columns]`
+    pub(crate) product: Tensor,
+    /// `left^T other`, `[depth, columns]`
+    pub(crate) of_other: Tensor,
+    /// `product^T input`, `[columns, width]`, where an input was given that suits the loops
+    pub(crate) of_input: Option<Tensor>,
+}
+
+/// The products of `left`, `[rows, depth]`, with `right`, `[depth, columns]`, and `other`, `[rows, columns]`, and that of the first of them
+/// with `input`, `[rows, width]`; `None` where these loops do not suit the tensors.
 ///
-/// In backward of an adapter, whose left factor is the gradient of its output, they are the gradient of what `B` multiplies, and that of `B`.
+/// In backward of an adapter, whose left factor is the gradient of its output, they are the gradient of what `B` multiplies, that of `B`, and
+/// that of `A`.
 pub(crate) fn narrow_products(
     left: &Tensor,
     right: &Tensor,
     scale: f64,
     other: &Tensor,
-) -> Result<Option<[Tensor; 2]>> {
+    input: Option<&Tensor>,
+) -> Result<Option<NarrowProducts>> {
     match level() {
-        Some(level) => at_level(level, left, right, scale, other),
+        Some(level) => at_level(level, left, right, scale, other, input),
         None => Ok(None),
     }
 }
@@ -49,61 +63,215 @@ fn at_level(
     right: &Tensor,
     scale: f64,
     other: &Tensor,
-) -> Result<Option<[Tensor; 2]>> {
+    input: Option<&Tensor>,
+) -> Result<Option<NarrowProducts>> {
     let (Some(left), Some(right), Some(other)) = (Matrix::of(left), Matrix::of(right), Matrix::of(other))
     else {
         return Ok(None);
     };
     let [rows, depth, columns] = [left.rows, left.columns, right.columns];
-    let small = depth * columns;
+    // Dense along registers that it fills, and with few numbers in its product.
+    let suits = |matrix: &Matrix| {
+        let fills_registers = matrix.columns.is_multiple_of(GROUP) && matrix.column_stride == 1;
+        matrix.rows == rows && fills_registers && matrix.columns * columns <= SMALL
+    };
     let fits = right.rows == depth && [other.rows, other.columns] == [rows, columns];
-    let is_narrow = rows > FEW_ROWS && small <= SMALL;
-    let fills_registers = columns.is_multiple_of(GROUP) && depth.is_multiple_of(GROUP);
-    if !fits || !is_narrow || !fills_registers || left.column_stride != 1 || right.column_stride != 1 {
+    if !fits
+        || rows <= FEW_ROWS
+        || !suits(&left)
+        || !columns.is_multiple_of(GROUP)
+        || right.column_stride != 1
+    {
         return Ok(None);
     }
+    let input = input.and_then(Matrix::of).filter(suits);
+    let width = input.map_or(0, |input| input.columns);
     // By the shapes alone: the number of threads changes no sum.
-    let task_rows = rows.div_ceil(SUMS / small).max(TASK_ROWS);
+    let task_rows = rows.div_ceil(SUMS / (columns * (depth + width))).max(TASK_ROWS);
     let tasks = rows.div_ceil(task_rows);
-    let (Some((product, target)), Some((_kept, sums))) =
-        (Target::new(rows, columns)?, Target::new(tasks * columns, depth)?)
-    else {
+    let (Some((product, product_target)), Some((_kept, sums)), Some((of_other, other_target))) = (
+        Target::new(rows, columns)?,
+        Target::new(tasks, columns * (depth + width))?,
+        Target::new(depth, columns)?,
+    ) else {
         return Ok(None);
     };
-    let (product_start, sums_start) = (target.start, sums.start);
-    let job = NarrowProducts { level, left, right, scale: scale as f32, other, product_start, sums_start };
-    in_parallel(tasks, 2 * rows * small, |task| {
+    let (of_input, input_target) = Target::new(columns, width)?.unzip();
+    let job = Job { level, left, right, scale: scale as f32, other, input, product: product_target, sums };
+    in_parallel(tasks, rows * columns * (2 * depth + width), |task| {
         let start = task * task_rows;
         // SAFETY: the rows exist; each task writes those of its own, and its own sums.
         unsafe { job.run(start..(start + task_rows).min(rows), task) };
     });
-    // SAFETY: the tasks wrote all of the tensor, and nobody writes it any more; it lives as long as what reads the slice.
-    let numbers = unsafe { std::slice::from_raw_parts(sums_start.as_ptr(), tasks * small) };
-    let [turned] = fill_rows_beside(
-        tasks * columns * GROUP,
-        depth / GROUP,
-        [&[depth as i64, columns as i64]],
-        |groups, [rows]| {
-            for (group, rows) in groups.zip(rows.chunks_exact_mut(GROUP * columns)) {
-                let sums = numbers[group * GROUP..].as_ptr();
-                let sums = Sums { start: sums, matrices: tasks, columns, depth };
-                // SAFETY: the levels come from the machine; the group is one of each matrix's, and of the rows.
-                unsafe {
-                    match level {
-                        Level::Avx512 => turned_sum_avx512(&sums, rows),
-                        Level::Avx2 => turned_sum_avx2(&sums, rows),
-                    }
-                }
+    let work = WORK_PER_NUMBER * tasks * sums.columns;
+    in_shares([depth / GROUP, input_target.map_or(0, |target| target.rows)], work, |kind, task| {
+        // SAFETY: all sums are written, and nobody writes them any more; the levels come from the machine; each task writes rows of its
+        // own.
+        unsafe {
+            match (kind, input_target) {
+                (1, Some(target)) => job.write_input_row(target, task),
+                _ => job.write_other_rows(other_target, task),
             }
-        },
-    )?;
-    Ok(Some([product, turned]))
+        }
+    });
+    Ok(Some(NarrowProducts { product, of_other, of_input }))
 }
 
-/// [`GROUP`] columns of matrices `[columns, depth]` that lie one after the other.
+struct Job<'a> {
+    level: Level,
+    left: Matrix<'a>,
+    right: Matrix<'a>,
+    scale: f32,
+    other: Matrix<'a>,
+    input: Option<Matrix<'a>>,
+    /// `scale * left right`
+    product: Target,
+    /// For each task `other^T left` and `product^T input` over its rows, one after the other.
+    sums: Target,
+}
+
+impl Job<'_> {
+    /// # Safety
+    /// The rows exist, and no other task writes them or the sums of this one.
+    unsafe fn run(&self, rows: Range<usize>, task: usize) {
+        for block in depth_blocks(rows.len(), (LARGE / self.left.columns).max(8)) {
+            let add = block.start > 0;
+            let block = rows.start + block.start..rows.start + block.end;
+            // SAFETY: as the caller says; `other`, the product and the input have the rows of left.
+            unsafe {
+                self.multiply(block.clone());
+                let sums = self.sums_of(task);
+                self.multiply_turned(&self.other, &self.left, block.clone(), sums, add);
+                if let Some(input) = &self.input {
+                    let size = [self.product.rows, self.product.columns];
+                    let product = Matrix::at(self.product.start, size, [self.product.columns, 1]);
+                    let sums = sums.add(self.product.columns * self.left.columns);
+                    self.multiply_turned(&product, input, block, sums, add);
+                }
+            }
+        }
+    }
+
+    /// Where the sums of a task begin.
+    ///
+    /// # Safety
+    /// The task is one of those that there are sums for.
+    unsafe fn sums_of(&self, task: usize) -> *mut f32 {
+        // SAFETY: as the caller says.
+        unsafe { self.sums.start.as_ptr().add(task * self.sums.columns) }
+    }
+
+    /// Writes rows of `scale * left right`.
+    ///
+    /// # Safety
+    /// As [`Job::run`].
+    unsafe fn multiply(&self, rows: Range<usize>) {
+        let Self { left, right, .. } = self;
+        // SAFETY: `rows` and `depth` are those of the factors; the product has the columns of right.
+        unsafe {
+            let target = self.product.start.as_ptr().add(rows.start * right.columns);
+            for depth in depth_blocks(left.columns, panel::DEPTH) {
+                self.level.rows(&Rows {
+                    rows: rows.len(),
+                    columns: right.columns,
+                    depth: depth.len(),
+                    left: left.start.as_ptr().add(rows.start * left.row_stride + depth.start),
+                    left_row_stride: left.row_stride,
+                    left_depth_stride: 1,
+                    panel: right.start.as_ptr().add(depth.start * right.row_stride),
+                    panel_stride: right.row_stride,
+                    target,
+                    target_row_stride: right.columns,
+                    add: depth.start > 0,
+                });
+            }
+            for number in std::slice::from_raw_parts_mut(target, rows.len() * right.columns) {
+                *number *= self.scale;
+            }
+        }
+    }
+
+    /// Writes `narrow^T wide` over some of their rows, or adds it to what the target holds.
+    ///
+    /// # Safety
+    /// The rows exist, in the target one for each column of `narrow`, as long as those of `wide`; no other task writes them.
+    unsafe fn multiply_turned(
+        &self,
+        narrow: &Matrix,
+        wide: &Matrix,
+        rows: Range<usize>,
+        target: *mut f32,
+        add: bool,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe {
+            self.level.rows(&Rows {
+                rows: narrow.columns,
+                columns: wide.columns,
+                depth: rows.len(),
+                left: narrow.start.as_ptr().add(rows.start * narrow.row_stride),
+                left_row_stride: narrow.column_stride,
+                left_depth_stride: narrow.row_stride,
+                panel: wide.start.as_ptr().add(rows.start * wide.row_stride),
+                panel_stride: wide.row_stride,
+                target,
+                target_row_stride: wide.columns,
+                add,
+            });
+        }
+    }
+
+    /// Writes [`GROUP`] rows of `left^T other`: the transpose of the sum over all tasks.
+    ///
+    /// # Safety
+    /// The sums are written, and the rows are nobody else's.
+    unsafe fn write_other_rows(&self, target: Target, group: usize) {
+        let Self { left, right, sums, .. } = self;
+        // SAFETY: as the caller says; the groups are those of the columns of left, and of the target's rows.
+        unsafe {
+            let sums = Sums {
+                start: sums.start.as_ptr().add(group * GROUP),
+                matrices: sums.rows,
+                matrix_stride: sums.columns,
+                columns: right.columns,
+                depth: left.columns,
+            };
+            let rows = target.start.as_ptr().add(group * GROUP * right.columns);
+            let rows = std::slice::from_raw_parts_mut(rows, GROUP * right.columns);
+            match self.level {
+                Level::Avx512 => turned_sum_avx512(&sums, rows),
+                Level::Avx2 => turned_sum_avx2(&sums, rows),
+            }
+        }
+    }
+
+    /// Writes a row of `product^T input`: the sum over all tasks.
+    ///
+    /// # Safety
+    /// As [`Job::write_other_rows`].
+    unsafe fn write_input_row(&self, target: Target, row: usize) {
+        let width = target.columns;
+        let first = self.right.columns * self.left.columns + row * width;
+        // SAFETY: as the caller says; sums of an input come after those of left.
+        unsafe {
+            let sums_of = |task| std::slice::from_raw_parts(self.sums_of(task).add(first), width);
+            let numbers = std::slice::from_raw_parts_mut(target.start.as_ptr().add(row * width), width);
+            numbers.copy_from_slice(sums_of(0));
+            for task in 1..self.sums.rows {
+                for (number, sum) in numbers.iter_mut().zip(sums_of(task)) {
+                    *number += sum;
+                }
+            }
+        }
+    }
+}
+
+/// [`GROUP`] columns of matrices `[columns, depth]`.
 struct Sums {
     start: *const f32,
     matrices: usize,
+    /// From the start of a matrix to that of the next.
+    matrix_stride: usize,
     columns: usize,
     depth: usize,
 }
@@ -114,7 +282,7 @@ struct Sums {
 /// The numbers exist, rows have as many, and the machine has the instructions of `V`.
 #[inline(always)]
 unsafe fn turned_sum<V: Vector>(sums: &Sums, rows: &mut [f32]) {
-    let Sums { start, matrices, columns, depth } = *sums;
+    let Sums { start, matrices, matrix_stride, columns, depth } = *sums;
     for first in (0..columns).step_by(V::LANES) {
         for place in (0..GROUP).step_by(V::LANES) {
             let mut square = [0.0; GROUP * GROUP];
@@ -124,7 +292,7 @@ unsafe fn turned_sum<V: Vector>(sums: &Sums, rows: &mut [f32]) {
                     let numbers = start.add((first + column) * depth + place);
                     let mut sum = V::load(numbers);
                     for matrix in 1..matrices {
-                        sum = sum.add(V::load(numbers.add(matrix * columns * depth)));
+                        sum = sum.add(V::load(numbers.add(matrix * matrix_stride)));
                     }
                     sum.store(row.as_mut_ptr());
                 }
@@ -147,92 +315,6 @@ unsafe fn turned_sum_avx2(sums: &Sums, rows: &mut [f32]) {
     unsafe { turned_sum::<__m256>(sums, rows) };
 }
 
-struct NarrowProducts<'a> {
-    level: Level,
-    left: Matrix<'a>,
-    right: Matrix<'a>,
-    scale: f32,
-    other: Matrix<'a>,
-    /// `scale * left right`, dense.
-    product_start: NonNull<f32>,
-    /// For each task `other^T left` over its rows, `[columns, depth]`.
-    sums_start: NonNull<f32>,
-}
-
-// SAFETY: the factors are only read; tasks write rows and sums of their own.
-unsafe impl Sync for NarrowProducts<'_> {}
-
-impl NarrowProducts<'_> {
-    /// # Safety
-    /// The rows exist, and no other task writes them or the sums of this one.
-    unsafe fn run(&self, rows: Range<usize>, task: usize) {
-        let block = (LARGE / self.left.columns).clamp(8, TASK_ROWS);
-        for first in rows.clone().step_by(block) {
-            let block = first..(first + block).min(rows.end);
-            let add = first > rows.start;
-            // SAFETY: as the caller says.
-            unsafe {
-                self.multiply(block.clone());
-                self.multiply_turned(block, task, add);
-            }
-        }
-    }
-
-    /// Writes rows of `scale * left right`.
-    ///
-    /// # Safety
-    /// As [`NarrowProducts::run`].
-    unsafe fn multiply(&self, rows: Range<usize>) {
-        let Self { left, right, .. } = self;
-        // SAFETY: `rows` and `depth` are those of the factors; the product has the columns of right.
-        unsafe {
-            let target = self.product_start.as_ptr().add(rows.start * right.columns);
-            for depth in depth_blocks(left.columns, panel::DEPTH) {
-                self.level.rows(&Rows {
-                    rows: rows.len(),
-                    columns: right.columns,
-                    depth: depth.len(),
-                    left: left.start.as_ptr().add(rows.start * left.row_stride + depth.start),
-                    left_row_stride: left.row_stride,
-                    left_depth_stride: 1,
-                    panel: right.start.as_ptr().add(depth.start * right.row_stride),
-                    panel_stride: right.row_stride,
-                    target,
-                    target_row_stride: right.columns,
-                    add: depth.start > 0,
-                });
-            }
-            for number in std::slice::from_raw_parts_mut(target, rows.len() * right.columns) {
-                *number *= self.scale;
-            }
-        }
-    }
-
-    /// Writes the sums of a task over some rows, or adds to them.
-    ///
-    /// # Safety
-    /// As [`NarrowProducts::run`].
-    unsafe fn multiply_turned(&self, rows: Range<usize>, task: usize, add: bool) {
-        let Self { left, other, .. } = self;
-        // SAFETY: `rows` are those of the factors; sums have `columns * depth` numbers for each task.
-        unsafe {
-            self.level.rows(&Rows {
-                rows: other.columns,
-                columns: left.columns,
-                depth: rows.len(),
-                left: other.start.as_ptr().add(rows.start * other.row_stride),
-                left_row_stride: other.column_stride,
-                left_depth_stride: other.row_stride,
-                panel: left.start.as_ptr().add(rows.start * left.row_stride),
-                panel_stride: left.row_stride,
-                target: self.sums_start.as_ptr().add(task * other.columns * left.columns),
-                target_row_stride: left.columns,
-                add,
-            });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,26 +322,43 @@ mod tests {
     use tch::Kind;
 
     /// At every level that this machine has.
-    fn products(left: &Tensor, right: &Tensor, other: &Tensor) -> Vec<Option<[Tensor; 2]>> {
-        Level::available().map(|level| at_level(level, left, right, 0.5, other).unwrap()).collect()
+    fn products(
+        left: &Tensor,
+        right: &Tensor,
+        other: &Tensor,
+        input: Option<&Tensor>,
+    ) -> Vec<Option<NarrowProducts>> {
+        Level::available().map(|level| at_level(level, left, right, 0.5, other, input).unwrap()).collect()
     }
 
     #[test]
-    fn both_are_the_products_of_the_formula() {
+    fn all_are_the_products_of_the_formula() {
         let double = |x: &Tensor| x.to_kind(Kind::Double);
         // Several tasks and blocks of rows, depths of several panels, registers that a row fills and others.
-        for [rows, depth, columns] in
-            [[33, 16, 16], [300, 592, 16], [129, 1040, 48], [4100, 4096, 16], [70, 1536, 32]]
-        {
+        for [rows, depth, columns, width] in [
+            [33, 16, 16, 48],
+            [300, 592, 16, 32],
+            [129, 1040, 48, 64],
+            [4100, 4096, 16, 96],
+            [270, 1536, 32, 1024],
+        ] {
             // Columns of wider tensors, as those of a stack of layers.
             let left = noise(1, &[rows, depth + 5]).narrow(1, 3, depth);
             let right = noise(2, &[depth, columns]);
             let other = noise(3, &[rows, 2 * columns]).narrow(1, columns, columns);
-            for found in products(&left, &right, &other) {
-                let [product, turned] = found.unwrap();
-                assert_close(&double(&product), &(double(&left).matmul(&double(&right)) * 0.5), 1e-6);
-                assert_close(&double(&turned), &double(&left).tr().matmul(&double(&other)), 1e-6);
-                assert!(turned.is_contiguous());
+            let input = noise(4, &[rows, width + 3]).narrow(1, 2, width);
+            let product = double(&left).matmul(&double(&right)) * 0.5;
+            for input in [None, Some(&input)] {
+                for found in products(&left, &right, &other, input) {
+                    let found = found.unwrap();
+                    assert_close(&double(&found.product), &product, 1e-6);
+                    assert_close(&double(&found.of_other), &double(&left).tr().matmul(&double(&other)), 1e-6);
+                    assert!(found.of_other.is_contiguous());
+                    assert_eq!(found.of_input.is_some(), input.is_some());
+                    if let (Some(found), Some(input)) = (found.of_input, input) {
+                        assert_close(&double(&found), &product.tr().matmul(&double(input)), 1e-6);
+                    }
+                }
             }
         }
     }
@@ -269,18 +368,34 @@ mod tests {
         let (left, right, other) = (noise(1, &[700, 320]), noise(2, &[320, 16]), noise(3, &[700, 16]));
         let [one, five] = [1, 5].map(|threads| {
             tch::set_num_threads(threads);
-            products(&left, &right, &other)
+            products(&left, &right, &other, Some(&left))
         });
         assert_eq!(one, five);
+    }
+
+    #[test]
+    fn an_input_that_does_not_fit_is_left_to_libtorch() {
+        let (left, right, other) = (noise(1, &[40, 64]), noise(2, &[64, 16]), noise(3, &[40, 16]));
+        let unsuited = [
+            noise(4, &[41, 32]),
+            noise(4, &[40, 33]),
+            noise(4, &[32, 40]).tr(),
+            noise(4, &[40, 8192]),
+            noise(4, &[40, 32]).to_kind(Kind::Double),
+        ];
+        for input in unsuited {
+            let found = products(&left, &right, &other, Some(&input));
+            assert!(found.iter().all(|found| found.as_ref().is_some_and(|found| found.of_input.is_none())));
+        }
     }
 
     #[test]
     fn what_does_not_fit_is_left_to_libtorch() {
         let (left, right, other) = (noise(1, &[40, 64]), noise(2, &[64, 16]), noise(3, &[40, 16]));
         let refuses = |left: &Tensor, right: &Tensor, other: &Tensor| {
-            products(left, right, other).iter().all(Option::is_none)
+            products(left, right, other, None).iter().all(Option::is_none)
         };
-        assert!(products(&left, &right, &other).iter().all(Option::is_some));
+        assert!(products(&left, &right, &other, None).iter().all(Option::is_some));
         assert!(refuses(&left.narrow(0, 0, 32), &right, &other.narrow(0, 0, 32)));
         assert!(refuses(&left, &right, &other.narrow(0, 1, 39)));
         assert!(refuses(&left.narrow(1, 0, 63), &right.narrow(0, 0, 63), &other));

@@ -5,6 +5,7 @@ use super::{
     blocks::{BLOCK, Block, BlockMatrix},
     number::Number,
     right_rows::{DenseRows, RightRows},
+    tile::GROUP,
     vector::Vector,
 };
 use std::{arch::x86_64::__m256, cell::RefCell, ops::Range};
@@ -58,28 +59,29 @@ pub(super) fn depths(depth: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |blocks| blocks.start * BLOCK..(blocks.end * BLOCK).min(depth))
 }
 
-/// Copies `scale * right[depth, columns]` into the panel, row by row; `columns` are those of the target from `first` on, and those
-/// that the term does not reach become zero.
+/// Copies `scale * right[depth, columns]` into the panel, row by row; `columns` are some of the target, [`WIDTH`] at the most. Those that
+/// the term does not reach become zero, in whole groups.
 ///
 /// # Safety
 /// `depth` lies within the term's right factor; the machine has the instructions of `V`.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn pack<V: Vector>(
     term: &Term,
-    depth: std::ops::Range<usize>,
-    first: usize,
+    depth: Range<usize>,
+    columns: Range<usize>,
     panel: &mut [f32],
 ) {
     // The part of the panel's columns that the factor has.
-    let reached = term.columns_among(first..first + WIDTH);
+    let reached = term.columns_among(columns.clone());
     let rows = panel[..depth.len() * WIDTH].as_chunks_mut::<WIDTH>().0;
-    if reached.len() < WIDTH {
-        rows.fill([0.0; WIDTH]);
+    let whole = columns.len().next_multiple_of(GROUP);
+    if reached.len() < whole {
+        rows.iter_mut().for_each(|row| row[..whole].fill(0.0));
     }
     if reached.is_empty() {
         return;
     }
-    let (place, width) = (reached.start - first, reached.len());
+    let (place, width) = (reached.start - columns.start, reached.len());
     let from = reached.start - term.first_column;
     let place = Place { first_row: depth.start, from, width, place };
     // SAFETY: `from..from + width` are columns of the factor, and `depth` its rows.
@@ -92,7 +94,7 @@ pub(in crate::cpu) unsafe fn pack<V: Vector>(
         }
     }
     if term.scale != 1.0 {
-        for number in rows.as_flattened_mut() {
+        for number in rows.iter_mut().flat_map(|row| &mut row[..whole]) {
             *number *= term.scale;
         }
     }

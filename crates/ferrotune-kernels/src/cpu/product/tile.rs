@@ -21,6 +21,10 @@ pub(in crate::cpu) unsafe fn rows<V: Vector, const ROWS: usize, const VECTORS: u
                 tile::<V, ROWS, VECTORS>(block, row, column);
                 row += ROWS;
             }
+            if row + 8 <= block.rows && ROWS > 8 {
+                tile::<V, 8, VECTORS>(block, row, column);
+                row += 8;
+            }
             if row + 4 <= block.rows && ROWS > 4 {
                 tile::<V, 4, VECTORS>(block, row, column);
                 row += 4;

@@ -181,15 +181,15 @@ impl GroupedLora {
 
     /// `scaling_i * dropout_i(x) A_i^T` of every update, `[tokens, rank_i]` each.
     fn project(&self, x: &Tensor, adapters: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let kind = adapters[0].kind();
-        if let Some(projected) = self.project_few(x, adapters)? {
+        if let Some(projected) = self.project_at_once(x, adapters)? {
             return Ok(projected);
         }
+        let kind = adapters[0].kind();
         if self.shares_input() {
             let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
-            let projected = matmul(&x.f_to_kind(kind)?, &Tensor::f_cat(&a, 0)?.f_tr()?)?;
+            let projected = x.f_to_kind(kind)?.f_matmul(&Tensor::f_cat(&a, 0)?.f_tr()?)?;
             return self
-                .split(&projected)?
+                .split(projected)?
                 .into_iter()
                 .zip(&self.places)
                 .map(|(mut part, place)| Ok(part.f_mul_scalar_(place.scaling)?))
@@ -203,8 +203,8 @@ impl GroupedLora {
         Ok(projected)
     }
 
-    /// The same for the few rows of a step of generation, where copying the `A`s would cost more than their product.
-    fn project_few(&self, x: &Tensor, adapters: &[&Tensor]) -> Result<Option<Vec<Tensor>>> {
+    /// The same where no update has dropout, in one pass over `x`; `None` where this crate's loops do not suit the tensors.
+    fn project_at_once(&self, x: &Tensor, adapters: &[&Tensor]) -> Result<Option<Vec<Tensor>>> {
         if self.places.iter().any(|place| place.dropout.is_some()) {
             return Ok(None);
         }
@@ -213,11 +213,14 @@ impl GroupedLora {
         let (Some(x), Some(factors)) = (Matrix::of(x), factors.collect::<Option<Vec<_>>>()) else {
             return Ok(None);
         };
-        products_beside(x, &factors)?.map(|projected| self.split(&projected)).transpose()
+        products_beside(x, &factors)?.map(|projected| self.split(projected)).transpose()
     }
 
     /// The columns of each update.
-    fn split(&self, projected: &Tensor) -> Result<Vec<Tensor>> {
+    fn split(&self, projected: Tensor) -> Result<Vec<Tensor>> {
+        if self.places.len() == 1 {
+            return Ok(vec![projected]);
+        }
         let ranks: Vec<i64> = self.places.iter().map(|place| place.rank).collect();
         Ok(projected.f_split_with_sizes(ranks.as_slice(), 1)?)
     }

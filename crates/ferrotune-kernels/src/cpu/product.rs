@@ -150,20 +150,22 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
     Ok(Some(result))
 }
 
-/// `scale * left factor` for few rows and each factor with its scale, side by side in a new tensor.
+/// `scale * left factor` for each factor with its scale, side by side in a new tensor.
 ///
-/// `None` as for [`sum_of_products`], and where the rows are not few or a factor is not dense along the depth.
+/// `None` as for [`sum_of_products`].
 pub(crate) fn products_beside<'a>(left: Matrix<'a>, factors: &[(Matrix<'a>, f32)]) -> Result<Option<Tensor>> {
     let Some(level) = level() else { return Ok(None) };
+    if left.rows > FEW_ROWS && mkl_is_at_home() {
+        return Ok(None);
+    }
     let mut columns = 0;
     let mut terms = Vec::with_capacity(factors.len());
     for &(right, scale) in factors {
-        let term = Term { first_column: columns, scale, ..Term::new(left, right) };
-        if left.rows > FEW_ROWS || left.columns != right.rows || !term.is_dense_along_depth() {
+        if left.columns != right.rows {
             return Ok(None);
         }
+        terms.push(Term { first_column: columns, scale, ..Term::new(left, right) });
         columns += right.columns;
-        terms.push(term);
     }
     let Some((result, target)) = Target::new(left.rows, columns)? else { return Ok(None) };
     // SAFETY: the target is new, and no other handle knows its memory; the terms cover it side by side.
@@ -418,7 +420,6 @@ mod tests {
             Some(found) => assert_close(&in_double(&found), &expected, 1e-6),
             None => assert!(level().is_none()),
         }
-        assert!(of(&noise(1, &[33, 40]), &factors).is_none());
         assert!(of(&noise(1, &[7, 41]), &factors).is_none());
         assert!(of(&x.tr().contiguous().tr(), &factors).is_none());
     }

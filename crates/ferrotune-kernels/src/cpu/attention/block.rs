@@ -112,10 +112,10 @@ pub(super) unsafe fn copy<V: Vector>(
     unsafe {
         let start = NonNull::new_unchecked(x.at(tokens.start, head));
         let matrix = Matrix::at(start, [x.head_dim, tokens.len()], [1, x.token_stride]);
-        let term = Term { scale, ..Term::new(matrix, matrix) };
+        let terms = [Term { scale, ..Term::new(matrix, matrix) }];
         let panels = copy.chunks_exact_mut(WIDTH * x.head_dim).take(tokens.len().div_ceil(WIDTH));
         for (index, panel) in panels.enumerate() {
-            pack::<V>(&term, 0..x.head_dim, index * WIDTH..(index + 1) * WIDTH, panel);
+            pack::<V>(&terms, 0..x.head_dim, index * WIDTH..(index + 1) * WIDTH, panel);
         }
     }
 }

@@ -62,18 +62,48 @@ impl Level {
             });
             return;
         }
+        // SAFETY: as the caller says.
+        unsafe { self.fill_panels(target, terms, 1) };
+    }
+
+    /// Writes each term to its own columns of a result.
+    ///
+    /// # Safety
+    /// As [`Level::fill`], but that the terms cover the target side by side; all have the same left factor.
+    pub(super) unsafe fn fill_beside(self, target: Target, terms: &[Term]) {
+        if target.rows > FEW_ROWS || !terms.iter().all(Term::is_dense_along_depth) {
+            // SAFETY: as the caller says.
+            unsafe { self.fill_panels(target, terms, terms.len()) };
+            return;
+        }
+        in_parallel(target.columns.div_ceil(FEW_COLUMNS), work(terms), |task| {
+            let columns = task * FEW_COLUMNS..((task + 1) * FEW_COLUMNS).min(target.columns);
+            for term in terms {
+                // SAFETY: each task writes columns of its own, and a term by itself is written, not added.
+                unsafe { self.fill_few(target, std::slice::from_ref(term), columns.clone()) };
+            }
+        });
+    }
+
+    /// Writes the sum of the terms, of which so many lie side by side.
+    ///
+    /// # Safety
+    /// As [`Level::fill`] or, where all lie side by side, [`Level::fill_beside`].
+    unsafe fn fill_panels(self, target: Target, terms: &[Term], beside: usize) {
         let panels = target.columns.div_ceil(panel::WIDTH);
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
         // Several tasks for each thread, so that one that is held up leaves its share to the others.
-        let wanted = 4 * usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        let parts = wanted.div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS)).max(1);
-        let parts = if parts > 1 { parts.next_multiple_of(wanted / 4) } else { 1 };
+        let parts = (4 * threads).div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS));
+        let parts = if parts > 1 { parts.next_multiple_of(threads) } else { 1 };
         let rows_of_part = target.rows.div_ceil(parts);
         in_parallel(panels * parts, work(terms), |task| {
             let (part, panel) = (task % parts, task / parts);
-            let start = part * rows_of_part;
+            let start = (part * rows_of_part).min(target.rows);
             let rows = start..(start + rows_of_part).min(target.rows);
+            let first = panel * panel::WIDTH;
+            let columns = first..(first + panel::WIDTH).min(target.columns);
             // SAFETY: each task writes rows and columns of its own.
-            unsafe { self.fill_panel(target, terms, rows, panel * panel::WIDTH) };
+            unsafe { self.fill_panel(target, terms, beside, rows, columns) };
         });
     }
 
@@ -91,20 +121,6 @@ impl Level {
                 Self::Avx2 => rows_avx2(block),
             }
         }
-    }
-
-    /// Writes each term to its own columns of a result with few rows.
-    ///
-    /// # Safety
-    /// As [`Level::fill`], but that the terms cover the target side by side; the depth is dense in all factors.
-    pub(super) unsafe fn fill_beside(self, target: Target, terms: &[Term]) {
-        in_parallel(target.columns.div_ceil(FEW_COLUMNS), work(terms), |task| {
-            let columns = task * FEW_COLUMNS..((task + 1) * FEW_COLUMNS).min(target.columns);
-            for term in terms {
-                // SAFETY: each task writes columns of its own, and a term by itself is written, not added.
-                unsafe { self.fill_few(target, std::slice::from_ref(term), columns.clone()) };
-            }
-        });
     }
 
     /// Writes some columns of a result with few rows.
@@ -154,16 +170,23 @@ impl Level {
         }
     }
 
-    /// Writes rows of the panel's columns from `first` on.
+    /// Writes some columns of some rows, which a panel holds.
     ///
     /// # Safety
-    /// As [`Level::fill`]; rows and columns exist and no other task writes them.
-    unsafe fn fill_panel(self, target: Target, terms: &[Term], rows: Range<usize>, first: usize) {
+    /// As [`Level::fill_panels`]; rows and columns exist and no other task writes them.
+    unsafe fn fill_panel(
+        self,
+        target: Target,
+        terms: &[Term],
+        beside: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) {
         // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
         panel::with_panel(|panel| unsafe {
             match self {
-                Self::Avx512 => panel_avx512(target, terms, rows, first, panel),
-                Self::Avx2 => panel_avx2(target, terms, rows, first, panel),
+                Self::Avx512 => panel_avx512(target, terms, beside, rows, columns, panel),
+                Self::Avx2 => panel_avx2(target, terms, beside, rows, columns, panel),
             }
         });
     }
@@ -193,15 +216,31 @@ unsafe fn few_avx2(block: &Few, right: impl RightRows) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn panel_avx512(target: Target, terms: &[Term], rows: Range<usize>, first: usize, panel: &mut [f32]) {
+unsafe fn panel_avx512(
+    target: Target,
+    terms: &[Term],
+    beside: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    panel: &mut [f32],
+) {
+    let compute = |block: &Rows| unsafe { one_panel_avx512(block) };
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { fill_panel::<__m512>(target, terms, rows, first, panel, |block| one_panel_avx512(block)) };
+    unsafe { fill_panel::<__m512>(target, terms, beside, rows, columns, panel, compute) };
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn panel_avx2(target: Target, terms: &[Term], rows: Range<usize>, first: usize, panel: &mut [f32]) {
+unsafe fn panel_avx2(
+    target: Target,
+    terms: &[Term],
+    beside: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    panel: &mut [f32],
+) {
+    let compute = |block: &Rows| unsafe { rows_avx2(block) };
     // SAFETY: as the caller says; the instructions are enabled here.
-    unsafe { fill_panel::<__m256>(target, terms, rows, first, panel, |block| rows_avx2(block)) };
+    unsafe { fill_panel::<__m256>(target, terms, beside, rows, columns, panel, compute) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
@@ -241,14 +280,14 @@ unsafe fn rows_avx2(block: &Rows) {
 }
 
 /// The factor whose columns are read where they lie: so few rows meet them that a copy into a panel would cost as much as their product.
-fn read_in_place<'a>(term: &'a Term, rows: usize, columns: Range<usize>) -> Option<&'a Matrix<'a>> {
-    match &term.right {
-        Factor::Singles(right)
+fn read_in_place<'a>(terms: &'a [Term], rows: usize, columns: &Range<usize>) -> Option<&'a Matrix<'a>> {
+    match terms {
+        [term @ Term { right: Factor::Singles(right), .. }]
             if rows <= UNCOPIED_ROWS
                 && term.scale == 1.0
                 && right.column_stride == 1
                 && columns.len().is_multiple_of(GROUP)
-                && term.columns_among(columns.clone()) == columns =>
+                && term.columns_among(columns.clone()) == *columns =>
         {
             Some(right)
         }
@@ -262,45 +301,45 @@ fn read_in_place<'a>(term: &'a Term, rows: usize, columns: Range<usize>) -> Opti
 unsafe fn fill_panel<V: Vector>(
     target: Target,
     terms: &[Term],
+    beside: usize,
     rows: Range<usize>,
-    first: usize,
+    columns: Range<usize>,
     panel: &mut [f32],
     compute: impl Fn(&Rows),
 ) {
-    let columns = (target.columns - first).min(panel::WIDTH);
-    for (index, term) in terms.iter().enumerate() {
-        if term.columns_among(first..first + columns).is_empty() {
+    for (index, terms) in terms.chunks(beside).enumerate() {
+        if terms.iter().all(|term| term.columns_among(columns.clone()).is_empty()) {
             continue;
         }
-        for depth in panel::depths(term.left.columns) {
-            // SAFETY: `depth` are rows of the right factor and columns of the left one; `rows` and the columns from `first` on are in
-            // the target; a panel of that depth fits the scratch, and one that is read in place is columns of the factor in whole groups.
+        let left = &terms[0].left;
+        for depth in panel::depths(left.columns) {
+            // SAFETY: `depth` are rows of the right factors and columns of the left one; `rows` and `columns` are in the target; a panel of
+            // that depth fits the scratch, and one that is read in place is columns of the factor in whole groups.
             unsafe {
-                let (panel, panel_stride) = match read_in_place(term, rows.len(), first..first + columns) {
+                let (panel, panel_stride) = match read_in_place(terms, rows.len(), &columns) {
                     Some(right) => {
-                        let first = first - term.first_column;
+                        let first = columns.start - terms[0].first_column;
                         let start = right.start.as_ptr().add(depth.start * right.row_stride + first);
                         (start.cast_const(), right.row_stride)
                     }
                     None => {
-                        panel::pack::<V>(term, depth.clone(), first..first + columns, panel);
+                        panel::pack::<V>(terms, depth.clone(), columns.clone(), panel);
                         (panel.as_ptr(), panel::WIDTH)
                     }
                 };
                 compute(&Rows {
                     rows: rows.len(),
-                    columns,
+                    columns: columns.len(),
                     depth: depth.len(),
-                    left: term
-                        .left
+                    left: left
                         .start
                         .as_ptr()
-                        .add(rows.start * term.left.row_stride + depth.start * term.left.column_stride),
-                    left_row_stride: term.left.row_stride,
-                    left_depth_stride: term.left.column_stride,
+                        .add(rows.start * left.row_stride + depth.start * left.column_stride),
+                    left_row_stride: left.row_stride,
+                    left_depth_stride: left.column_stride,
                     panel,
                     panel_stride,
-                    target: target.start.as_ptr().add(rows.start * target.columns + first),
+                    target: target.start.as_ptr().add(rows.start * target.columns + columns.start),
                     target_row_stride: target.columns,
                     add: index > 0 || depth.start > 0 || target.holds_sums,
                 });

@@ -59,43 +59,44 @@ pub(super) fn depths(depth: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |blocks| blocks.start * BLOCK..(blocks.end * BLOCK).min(depth))
 }
 
-/// Copies `scale * right[depth, columns]` into the panel, row by row; `columns` are some of the target, [`WIDTH`] at the most. Those that
-/// the term does not reach become zero, in whole groups.
+/// Copies `scale * right[depth, columns]` of terms that lie side by side into the panel, row by row; `columns` are some of the target,
+/// [`WIDTH`] at the most. Those that no term reaches become zero, in whole groups.
 ///
 /// # Safety
-/// `depth` lies within the term's right factor; the machine has the instructions of `V`.
+/// `depth` lies within the terms' right factors; the machine has the instructions of `V`.
 #[inline(always)]
 pub(in crate::cpu) unsafe fn pack<V: Vector>(
-    term: &Term,
+    terms: &[Term],
     depth: Range<usize>,
     columns: Range<usize>,
     panel: &mut [f32],
 ) {
-    // The part of the panel's columns that the factor has.
-    let reached = term.columns_among(columns.clone());
     let rows = panel[..depth.len() * WIDTH].as_chunks_mut::<WIDTH>().0;
     let whole = columns.len().next_multiple_of(GROUP);
-    if reached.len() < whole {
+    if terms.iter().map(|term| term.columns_among(columns.clone()).len()).sum::<usize>() < whole {
         rows.iter_mut().for_each(|row| row[..whole].fill(0.0));
     }
-    if reached.is_empty() {
-        return;
-    }
-    let (place, width) = (reached.start - columns.start, reached.len());
-    let from = reached.start - term.first_column;
-    let place = Place { first_row: depth.start, from, width, place };
-    // SAFETY: `from..from + width` are columns of the factor, and `depth` its rows.
-    unsafe {
-        match &term.right {
-            Factor::Singles(right) => copy_matrix::<V, _>(right, place, rows),
-            Factor::Halves(right) => copy_matrix::<V, _>(right, place, rows),
-            Factor::Nibbles(right) => copy_blocks::<V, _>(right, place, rows),
-            Factor::Bytes(right) => copy_blocks::<V, _>(right, place, rows),
+    for term in terms {
+        let reached = term.columns_among(columns.clone());
+        if reached.is_empty() {
+            continue;
         }
-    }
-    if term.scale != 1.0 {
-        for number in rows.iter_mut().flat_map(|row| &mut row[..whole]) {
-            *number *= term.scale;
+        let (place, width) = (reached.start - columns.start, reached.len());
+        let from = reached.start - term.first_column;
+        let place = Place { first_row: depth.start, from, width, place };
+        // SAFETY: `from..from + width` are columns of the factor, and `depth` its rows.
+        unsafe {
+            match &term.right {
+                Factor::Singles(right) => copy_matrix::<V, _>(right, place, rows),
+                Factor::Halves(right) => copy_matrix::<V, _>(right, place, rows),
+                Factor::Nibbles(right) => copy_blocks::<V, _>(right, place, rows),
+                Factor::Bytes(right) => copy_blocks::<V, _>(right, place, rows),
+            }
+        }
+        if term.scale != 1.0 {
+            for number in rows.iter_mut().flat_map(|row| &mut row[place.place..place.place + width]) {
+                *number *= term.scale;
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result, check_shape},
     filled_rows::{filled_up, first_rows},
     frozen::{FrozenWeight, Update, flatten_rows, frozen_linear, in_shape},
+    kind::in_kind,
     matmul::matmul,
     prologue::{OwnedPrologue, Prologue},
     random::Mode,
@@ -172,7 +173,7 @@ impl GroupedLora {
 
     /// `dropout_i(x)` in the kind of the adapters.
     fn update_input(place: &Place, x: &Tensor, kind: Kind) -> Result<Tensor> {
-        let x = x.f_to_kind(kind)?;
+        let x = in_kind(x, kind)?;
         Ok(match &place.dropout {
             Some(dropout) => dropout.apply(&x)?,
             None => x,
@@ -256,7 +257,7 @@ impl Function for GroupedLora {
         let inputs: Vec<&Tensor> = inputs.iter().copied().flatten().collect();
         let (x, adapters) = (inputs[0], &inputs[1..]);
         // Rows that are filled up stay: a view made here could not be changed in place by who gets it.
-        let p = self.prologue.forward(x)?.f_to_kind(self.weight.kind())?;
+        let p = in_kind(&self.prologue.forward(x)?, self.weight.kind())?;
         let p = filled_up(&p)?;
         let projected = self.project(&p, adapters)?;
         let updates: Vec<Update> = (self.places.iter().zip(&projected).zip(adapters.chunks(2)))
@@ -292,7 +293,7 @@ impl Function for GroupedLora {
         let mut through = Vec::with_capacity(self.places.len());
         let mut grads_of_factors = Vec::with_capacity(self.places.len());
         for (index, (place, pair)) in self.places.iter().zip(adapters.chunks(2)).enumerate() {
-            let grad_y = grad.f_narrow(1, place.column, place.out_features)?.f_to_kind(kind)?;
+            let grad_y = in_kind(&columns_of(grad, place)?, kind)?;
             let input = input.filter(|_| place.dropout.is_none() && context.needs_input_grad(1 + 2 * index));
             let grads = output_gradients(&grad_y, pair[1], place.scaling, &projected[index], input)?;
             through.push(grads.product);
@@ -301,13 +302,13 @@ impl Function for GroupedLora {
         let (grad_x, p) = match context.needs_input_grad(0) {
             true => {
                 let grad_p = self.input_gradient(grad, &through, adapters)?;
-                let grad_p = first_rows(grad_p, x.size()[0])?.f_to_kind(x.kind())?;
+                let grad_p = in_kind(&first_rows(grad_p, x.size()[0])?, x.kind())?;
                 let [grad_x, p] = self.prologue.backward_again(grad_p, x)?;
                 (Some(grad_x), p)
             }
             false => (None, self.prologue.forward(x)?),
         };
-        let p = filled_up(&p.f_to_kind(self.weight.kind())?)?;
+        let p = filled_up(&in_kind(&p, self.weight.kind())?)?;
         let mut results = Vec::with_capacity(1 + adapters.len());
         results.push(grad_x);
         for ((place, through), (grad_a, grad_b)) in self.places.iter().zip(&through).zip(grads_of_factors) {
@@ -320,6 +321,14 @@ impl Function for GroupedLora {
             results.extend([grad_a, Some(grad_b)]);
         }
         Ok(results)
+    }
+}
+
+/// The columns on which an update acts, without asking libtorch for a view of all.
+fn columns_of(grad: &Tensor, place: &Place) -> Result<Tensor> {
+    match grad.size()[1] == place.out_features {
+        true => Ok(grad.shallow_clone()),
+        false => Ok(grad.f_narrow(1, place.column, place.out_features)?),
     }
 }
 

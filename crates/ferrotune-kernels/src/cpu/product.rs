@@ -158,19 +158,23 @@ pub(crate) fn products_beside<'a>(left: Matrix<'a>, factors: &[(Matrix<'a>, f32)
     if left.rows > FEW_ROWS && mkl_is_at_home() {
         return Ok(None);
     }
-    let mut columns = 0;
-    let mut terms = Vec::with_capacity(factors.len());
-    for &(right, scale) in factors {
-        if left.columns != right.rows {
-            return Ok(None);
-        }
-        terms.push(Term { first_column: columns, scale, ..Term::new(left, right) });
-        columns += right.columns;
-    }
+    let Some(terms) = beside(left, factors) else { return Ok(None) };
+    let columns = factors.iter().map(|(right, _)| right.columns).sum();
     let Some((result, target)) = Target::new(left.rows, columns)? else { return Ok(None) };
     // SAFETY: the target is new, and no other handle knows its memory; the terms cover it side by side.
     unsafe { level.fill_beside(target, &terms) };
     Ok(Some(result))
+}
+
+/// Terms for columns that follow each other; `None` if one is no product.
+fn beside<'a>(left: Matrix<'a>, factors: &[(Matrix<'a>, f32)]) -> Option<Vec<Term<'a>>> {
+    let mut first_column = 0;
+    let term = |&(right, scale): &(Matrix<'a>, f32)| {
+        let term = Term { first_column, scale, ..Term::new(left, right) };
+        first_column += right.columns;
+        (left.columns == right.rows).then_some(term)
+    };
+    factors.iter().map(term).collect()
 }
 
 /// Adds the terms to a product of libtorch's, which nobody else has seen yet; `false` where [`sum_of_products`] would not do it.
@@ -269,9 +273,14 @@ mod tests {
     /// A tensor of the terms' shape, without numbers until `fill` writes them.
     fn filled(terms: &[Term], fill: impl Fn(Target)) -> Tensor {
         let (rows, [_, columns]) = (terms[0].left.rows, terms[0].right.shape());
-        let size = [rows as i64, columns as i64];
+        filled_as([rows as i64, columns as i64], fill)
+    }
+
+    /// A tensor without numbers until `fill` writes them.
+    fn filled_as(size: [i64; 2], fill: impl Fn(Target)) -> Tensor {
         let result = Tensor::full(size, f64::NAN, (Kind::Float, Device::Cpu));
         let start = NonNull::new(result.data_ptr().cast()).unwrap();
+        let [rows, columns] = size.map(|count| count as usize);
         fill(Target { start, rows, columns, holds_sums: false });
         result
     }
@@ -408,20 +417,29 @@ mod tests {
     }
 
     #[test]
-    fn products_of_few_rows_side_by_side() {
-        let of = |x: &Tensor, factors: &[Tensor]| {
-            let turned = |factor| (Matrix::of(factor).unwrap().turned(), 0.5);
-            products_beside(Matrix::of(x).unwrap(), &Vec::from_iter(factors.iter().map(turned))).unwrap()
-        };
-        let (x, factors) =
-            (noise(1, &[7, 40]), [3, 50, 16].map(|width| noise(2 + width as u64, &[width, 40])));
-        let expected = in_double(&x).matmul(&in_double(&Tensor::cat(&factors, 0)).tr()) * 0.5;
-        match of(&x, &factors) {
-            Some(found) => assert_close(&in_double(&found), &expected, 1e-6),
-            None => assert!(level().is_none()),
+    fn products_side_by_side_have_their_own_factors() {
+        // One panel and several, columns that fill registers and others, few rows and parts of many, the depth dense or not.
+        for (rows, widths) in [(7, [3, 50, 16]), (33, [16, 16, 16]), (500, [8, 21, 40]), (401, [16, 1, 3])] {
+            let x = noise(1, &[rows, 40]);
+            let factors = widths.map(|width| noise(2 + width as u64, &[width, 40]));
+            let scales = [0.5, 1.0, 0.75];
+            let scaled = factors.iter().zip(scales).map(|(factor, scale)| in_double(factor) * scale);
+            let expected = in_double(&x).matmul(&Tensor::cat(&scaled.collect::<Vec<_>>(), 0).tr());
+            for x in [&x, &x.tr().contiguous().tr()] {
+                let turned = |factor| Matrix::of(factor).unwrap().turned();
+                let factors =
+                    Vec::from_iter(factors.iter().map(turned).zip(scales.map(|scale| scale as f32)));
+                let terms = beside(Matrix::of(x).unwrap(), &factors).unwrap();
+                for level in Level::available() {
+                    let size = [rows, widths.iter().sum()];
+                    // SAFETY: `filled_as` makes a new tensor of that shape, which the terms cover.
+                    let found = filled_as(size, |target| unsafe { level.fill_beside(target, &terms) });
+                    assert_close(&in_double(&found), &expected, 1e-6);
+                }
+            }
         }
-        assert!(of(&noise(1, &[7, 41]), &factors).is_none());
-        assert!(of(&x.tr().contiguous().tr(), &factors).is_none());
+        let (x, other) = (noise(1, &[7, 41]), noise(2, &[3, 40]));
+        assert!(beside(Matrix::of(&x).unwrap(), &[(Matrix::of(&other).unwrap().turned(), 1.0)]).is_none());
     }
 
     #[test]

@@ -60,19 +60,22 @@ fn frozen_linear_has_the_gradient_of_its_input_alone() {
 
 #[test]
 fn lora_linear_is_the_three_product_formula() {
-    let (weight, bias) = (noise(50, &[5, 7]), noise(51, &[5]));
-    let frozen = FrozenWeight::new(&weight).unwrap();
-    compare(
-        &[&[11, 7], &[3, 7], &[5, 3]],
-        |leaves| {
-            let update = LowRank { a: &leaves[1], b: &leaves[2], scaling: 2.5, dropout: 0.3, layer: 0 };
-            lora_linear(&leaves[0], &frozen, Some(&bias), Some(update), Mode::Eval).unwrap()
-        },
-        |leaves| {
-            leaves[0].linear(&weight, Some(&bias))
-                + leaves[0].matmul(&leaves[1].tr()).matmul(&leaves[2].tr()) * 2.5
-        },
-    );
+    // Sizes that fill no register, and sizes for the loops of narrow products.
+    for [tokens, in_features, out_features, rank] in [[11, 7, 5, 3], [150, 32, 48, 16]] {
+        let (weight, bias) = (noise(50, &[out_features, in_features]), noise(51, &[out_features]));
+        let frozen = FrozenWeight::new(&weight).unwrap();
+        compare(
+            &[&[tokens, in_features], &[rank, in_features], &[out_features, rank]],
+            |leaves| {
+                let update = LowRank { a: &leaves[1], b: &leaves[2], scaling: 2.5, dropout: 0.3, layer: 0 };
+                lora_linear(&leaves[0], &frozen, Some(&bias), Some(update), Mode::Eval).unwrap()
+            },
+            |leaves| {
+                leaves[0].linear(&weight, Some(&bias))
+                    + leaves[0].matmul(&leaves[1].tr()).matmul(&leaves[2].tr()) * 2.5
+            },
+        );
+    }
 }
 
 #[test]
@@ -364,23 +367,24 @@ fn what_does_not_lie_in_rows_follows_the_same_formulas() {
 
 #[test]
 fn a_prologue_equals_the_step_before_the_layer() {
-    let (first, second) = (noise(50, &[5, 8]), noise(51, &[2, 8]));
-    let frozen = FrozenWeight::stacked(&[&first, &second]).unwrap();
-    let scale = noise(52, &[8]) + 1.5;
-    let norm = Prologue::RmsNorm { weight: &scale, eps: 1e-3 };
-    let shapes = |columns| [vec![11, columns], vec![3, 8], vec![5, 3]];
-    for dropout in [0.0, 0.5] {
+    for (dropout, sizes) in [(0.0, [11, 8, 5, 3]), (0.5, [11, 8, 5, 3]), (0.0, [150, 32, 48, 16])] {
+        // Also sizes for the loops of narrow products.
+        let [tokens, in_features, out_features, rank] = sizes;
+        let (first, second) = (noise(50, &[out_features, in_features]), noise(51, &[2, in_features]));
+        let frozen = FrozenWeight::stacked(&[&first, &second]).unwrap();
+        let scale = noise(52, &[in_features]) + 1.5;
+        let norm = Prologue::RmsNorm { weight: &scale, eps: 1e-3 };
         let layer = |x: &Tensor, prologue: Prologue, a: &Tensor, b: &Tensor| {
             let update = LowRank { a, b, scaling: 2.5, dropout, layer: 7 };
             let members = [
-                GroupMember { out_features: 5, update: Some(update) },
+                GroupMember { out_features, update: Some(update) },
                 GroupMember { out_features: 2, update: None },
             ];
             let mode = Mode::Train(RandomKey::from_seed(3));
             grouped_lora_linear(x, prologue, &frozen, None, &members, mode).unwrap()
         };
-        for (prologue, columns) in [(norm, 8), (Prologue::SwiGlu, 16)] {
-            let shapes = shapes(columns);
+        for (prologue, columns) in [(norm, in_features), (Prologue::SwiGlu, 2 * in_features)] {
+            let shapes = [vec![tokens, columns], vec![rank, in_features], vec![out_features, rank]];
             compare(
                 &shapes.iter().map(Vec::as_slice).collect::<Vec<_>>(),
                 |leaves| layer(&leaves[0], prologue, &leaves[1], &leaves[2]),
@@ -395,6 +399,9 @@ fn a_prologue_equals_the_step_before_the_layer() {
         }
     }
     // Without an update there is nothing to keep, and the step is there all the same.
+    let frozen = FrozenWeight::new(&noise(50, &[7, 8])).unwrap();
+    let scale = noise(52, &[8]) + 1.5;
+    let norm = Prologue::RmsNorm { weight: &scale, eps: 1e-3 };
     compare(
         &[&[11, 8]],
         |leaves| {

@@ -295,7 +295,7 @@ impl Function for GroupedLora {
         for (index, (place, pair)) in self.places.iter().zip(adapters.chunks(2)).enumerate() {
             let grad_y = in_kind(&columns_of(grad, place)?, kind)?;
             let input = input.filter(|_| place.dropout.is_none() && context.needs_input_grad(1 + 2 * index));
-            let grads = output_gradients(&grad_y, pair[1], place.scaling, &projected[index], input)?;
+            let grads = output_gradients(&grad_y, pair[1], place.scaling, projected[index], input)?;
             through.push(grads.product);
             grads_of_factors.push((grads.of_input, grads.of_other));
         }

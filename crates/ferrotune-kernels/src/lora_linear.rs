@@ -188,7 +188,7 @@ impl GroupedLora {
         let kind = adapters[0].kind();
         if self.shares_input() {
             let a: Vec<&Tensor> = adapters.iter().copied().step_by(2).collect();
-            let projected = x.f_to_kind(kind)?.f_matmul(&Tensor::f_cat(&a, 0)?.f_tr()?)?;
+            let projected = matmul(&in_kind(x, kind)?, &Tensor::f_cat(&a, 0)?.f_tr()?)?;
             return self
                 .split(projected)?
                 .into_iter()

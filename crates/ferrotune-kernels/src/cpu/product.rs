@@ -6,8 +6,8 @@
 //! has few rows, as in decoding, even that copy would cost more than the product: sums run along the depth instead, or, where rows of
 //! the right one lie dense, it is read in place.
 //!
-//! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it, except where two of them
-//! read the same factor: see [`narrow`]. On others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right
+//! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it, except where one task
+//! computes several of the same rows: see [`narrow`]. On others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right
 //! factor has few bits, that is faster still: see [`in_pieces`].
 //!
 //! Every element is summed in one order, whatever the number of threads or of rows beside it in the panel.
@@ -152,7 +152,7 @@ pub(crate) fn sum_of_products(terms: &[Term]) -> Result<Option<Tensor>> {
 
 /// `scale * left factor` for each factor with its scale, side by side in a new tensor.
 ///
-/// `None` as for [`sum_of_products`].
+/// `None` where the machine has no instructions that these loops are written for or libtorch is faster, or where the shapes do not fit.
 pub(crate) fn products_beside<'a>(left: Matrix<'a>, factors: &[(Matrix<'a>, f32)]) -> Result<Option<Tensor>> {
     let Some(level) = level() else { return Ok(None) };
     if left.rows > FEW_ROWS && mkl_is_at_home() {
@@ -200,7 +200,7 @@ struct Target {
     holds_sums: bool,
 }
 
-// SAFETY: tasks write disjoint parts of it, see `Level::fill`.
+// SAFETY: tasks write disjoint parts of it, see `Level::fill` and `narrow`.
 unsafe impl Sync for Target {}
 
 impl Target {
@@ -438,6 +438,14 @@ mod tests {
                 }
             }
         }
+        // Both few and many rows come to these loops where libtorch is not faster.
+        for rows in [7, 500] {
+            let (x, factor) = (noise(1, &[rows, 40]), noise(2, &[16, 40]));
+            let found =
+                products_beside(Matrix::of(&x).unwrap(), &[(Matrix::of(&factor).unwrap().turned(), 1.0)]);
+            let is_ours = level().is_some() && (rows as usize <= FEW_ROWS || !mkl_is_at_home());
+            assert_eq!(found.unwrap().is_some(), is_ours);
+        }
         let (x, other) = (noise(1, &[7, 41]), noise(2, &[3, 40]));
         assert!(beside(Matrix::of(&x).unwrap(), &[(Matrix::of(&other).unwrap().turned(), 1.0)]).is_none());
     }
@@ -453,7 +461,9 @@ mod tests {
                 Tensor::stack(&at_all_levels(&[term]), 1)
             };
             let whole = of(1, &x);
-            assert_eq!(of(3, &x), whole);
+            for threads in [3, 16] {
+                assert_eq!(of(threads, &x), whole);
+            }
             for rows in [77, 40] {
                 assert_eq!(of(3, &x.narrow(0, 101, rows)), whole.narrow(0, 101, rows));
             }

@@ -91,14 +91,18 @@ impl Level {
     /// As [`Level::fill`] or, where all lie side by side, [`Level::fill_beside`].
     unsafe fn fill_panels(self, target: Target, terms: &[Term], beside: usize) {
         let panels = target.columns.div_ceil(panel::WIDTH);
-        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        // Several tasks for each thread, so that one that is held up leaves its share to the others.
-        let parts = (4 * threads).div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS));
-        let parts = if parts > 1 { parts.next_multiple_of(threads) } else { 1 };
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+        // Several tasks for each thread, so that one that is held up leaves its share to the others; as many for each, where the parts do not
+        // become so short that copies of the panel weigh.
+        let parts = (4 * threads).div_ceil(panels).min(target.rows.div_ceil(TASK_ROWS)).max(1);
+        let even = parts.next_multiple_of(threads);
+        let parts = if parts > 1 && target.rows / even >= TASK_ROWS / 2 { even } else { parts };
         let rows_of_part = target.rows.div_ceil(parts);
+        // None of them is empty.
+        let parts = target.rows.div_ceil(rows_of_part);
         in_parallel(panels * parts, work(terms), |task| {
             let (part, panel) = (task % parts, task / parts);
-            let start = (part * rows_of_part).min(target.rows);
+            let start = part * rows_of_part;
             let rows = start..(start + rows_of_part).min(target.rows);
             let first = panel * panel::WIDTH;
             let columns = first..(first + panel::WIDTH).min(target.columns);
@@ -224,8 +228,8 @@ unsafe fn panel_avx512(
     columns: Range<usize>,
     panel: &mut [f32],
 ) {
+    // SAFETY, for both: as the caller says; the instructions are enabled here.
     let compute = |block: &Rows| unsafe { one_panel_avx512(block) };
-    // SAFETY: as the caller says; the instructions are enabled here.
     unsafe { fill_panel::<__m512>(target, terms, beside, rows, columns, panel, compute) };
 }
 
@@ -238,8 +242,8 @@ unsafe fn panel_avx2(
     columns: Range<usize>,
     panel: &mut [f32],
 ) {
+    // SAFETY, for both: as the caller says; the instructions are enabled here.
     let compute = |block: &Rows| unsafe { rows_avx2(block) };
-    // SAFETY: as the caller says; the instructions are enabled here.
     unsafe { fill_panel::<__m256>(target, terms, beside, rows, columns, panel, compute) };
 }
 

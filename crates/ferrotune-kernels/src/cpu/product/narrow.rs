@@ -17,7 +17,7 @@ use std::{
 };
 use tch::Tensor;
 
-/// Numbers of a small factor at the most, which is a task's sum as well: beside rows of the large one they stay in a second cache.
+/// Numbers of a small factor at the most, and of each of a task's sums: beside rows of the large one they stay in a second cache.
 const SMALL: usize = 1 << 16;
 /// Numbers of the rows of the large factor that are read twice.
 const LARGE: usize = 1 << 17;
@@ -96,7 +96,8 @@ fn at_level(
     ) else {
         return Ok(None);
     };
-    let (of_input, input_target) = Target::new(columns, width)?.unzip();
+    let of_input = input.map(|_| Target::new(columns, width)).transpose()?.flatten();
+    let (of_input, input_target) = of_input.unzip();
     let job = Job { level, left, right, scale: scale as f32, other, input, product: product_target, sums };
     in_parallel(tasks, rows * columns * (2 * depth + width), |task| {
         let start = task * task_rows;
@@ -137,7 +138,8 @@ impl Job<'_> {
         for block in depth_blocks(rows.len(), (LARGE / self.left.columns).max(8)) {
             let add = block.start > 0;
             let block = rows.start + block.start..rows.start + block.end;
-            // SAFETY: as the caller says; `other`, the product and the input have the rows of left.
+            // SAFETY: as the caller says; `other`, the product and the input have the rows of left. Of the product only rows of the block are
+            // read, which this task has written and no other touches.
             unsafe {
                 self.multiply(block.clone());
                 let sums = self.sums_of(task);

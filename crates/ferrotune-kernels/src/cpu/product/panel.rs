@@ -94,8 +94,10 @@ pub(in crate::cpu) unsafe fn pack<V: Vector>(
             }
         }
         if term.scale != 1.0 {
-            for number in rows.iter_mut().flat_map(|row| &mut row[place.place..place.place + width]) {
-                *number *= term.scale;
+            for row in rows.iter_mut() {
+                for number in &mut row[place.place..place.place + width] {
+                    *number *= term.scale;
+                }
             }
         }
     }

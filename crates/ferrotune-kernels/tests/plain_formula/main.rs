@@ -80,16 +80,20 @@ fn lora_linear_is_the_three_product_formula() {
 
 #[test]
 fn a_group_equals_its_members_apart() {
-    group(11, 7, [5, 2, 4], Kind::Float);
+    group(11, 7, [5, 2, 4], [3, 2], Kind::Float);
+    // For the loops of narrow products: both, and one of them.
+    group(150, 32, [48, 5, 64], [16, 32], Kind::Float);
+    group(150, 32, [48, 5, 64], [16, 3], Kind::Float);
     // Large enough for the kinds of products that copy their factors.
-    group(67, 71, [45, 20, 33], Kind::Float);
+    group(67, 71, [45, 20, 33], [3, 2], Kind::Float);
     // Weights as they come from files: numbers of bf16, and of more bits than those.
-    group(67, 71, [45, 20, 33], Kind::BFloat16);
-    group(67, 71, [45, 20, 33], Kind::Half);
+    group(67, 71, [45, 20, 33], [3, 2], Kind::BFloat16);
+    group(67, 71, [45, 20, 33], [3, 2], Kind::Half);
 }
 
 /// Three layers on one input, the first and the last with updates; the weights' numbers are those of a kind.
-fn group(tokens: i64, in_features: i64, out_features: [i64; 3], numbers: Kind) {
+fn group(tokens: i64, in_features: i64, out_features: [i64; 3], ranks: [i64; 2], numbers: Kind) {
+    let [rank, other] = ranks;
     let [first, second, third] = [0, 1, 2].map(|index| {
         let weight = noise(50 + index, &[out_features[index as usize], in_features]);
         weight.to_kind(numbers).to_kind(Kind::Float)
@@ -97,7 +101,7 @@ fn group(tokens: i64, in_features: i64, out_features: [i64; 3], numbers: Kind) {
     let frozen = FrozenWeight::stacked(&[&first, &second, &third]).unwrap();
     let [one, two, three] = out_features;
     compare(
-        &[&[tokens, in_features], &[3, in_features], &[one, 3], &[2, in_features], &[three, 2]],
+        &[&[tokens, in_features], &[rank, in_features], &[one, rank], &[other, in_features], &[three, other]],
         |leaves| {
             let update = |a, b, scaling| Some(LowRank { a, b, scaling, dropout: 0.0, layer: 0 });
             let members = [

@@ -7,8 +7,8 @@
 //! the right one lie dense, it is read in place.
 //!
 //! On Intel's processors libtorch's own products of many rows (MKL's) are faster than these, and are left to it, except where one task
-//! computes several of the same rows: see [`narrow`]. On others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and the right
-//! factor has few bits, that is faster still: see [`in_pieces`].
+//! computes several of the same rows: see [`narrow`]. On others MKL does without AVX-512. Where the processor multiplies tiles of bf16 and
+//! the right factor has few bits, that is faster still: see [`in_pieces`].
 //!
 //! Every element is summed in one order, whatever the number of threads or of rows beside it in the panel.
 //!

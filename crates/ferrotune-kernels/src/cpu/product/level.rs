@@ -107,7 +107,7 @@ impl Level {
             let first = panel * panel::WIDTH;
             let columns = first..(first + panel::WIDTH).min(target.columns);
             // SAFETY: each task writes rows and columns of its own.
-            unsafe { self.fill_panel(target, terms, beside, rows, columns) };
+            unsafe { self.fill_panel(&Part { target, terms, beside, rows, columns }) };
         });
     }
 
@@ -178,22 +178,25 @@ impl Level {
     ///
     /// # Safety
     /// As [`Level::fill_panels`]; rows and columns exist and no other task writes them.
-    unsafe fn fill_panel(
-        self,
-        target: Target,
-        terms: &[Term],
-        beside: usize,
-        rows: Range<usize>,
-        columns: Range<usize>,
-    ) {
+    unsafe fn fill_panel(self, part: &Part) {
         // SAFETY: the levels come from `available`, which asked the machine; the rest as the caller says.
         panel::with_panel(|panel| unsafe {
             match self {
-                Self::Avx512 => panel_avx512(target, terms, beside, rows, columns, panel),
-                Self::Avx2 => panel_avx2(target, terms, beside, rows, columns, panel),
+                Self::Avx512 => panel_avx512(part, panel),
+                Self::Avx2 => panel_avx2(part, panel),
             }
         });
     }
+}
+
+/// Some columns of some rows of a result, which a panel holds.
+struct Part<'a> {
+    target: Target,
+    terms: &'a [Term<'a>],
+    /// So many terms lie side by side.
+    beside: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
 }
 
 /// Sums and products of the terms.
@@ -220,31 +223,15 @@ unsafe fn few_avx2(block: &Few, right: impl RightRows) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn panel_avx512(
-    target: Target,
-    terms: &[Term],
-    beside: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    panel: &mut [f32],
-) {
-    // SAFETY, for both: as the caller says; the instructions are enabled here.
-    let compute = |block: &Rows| unsafe { one_panel_avx512(block) };
-    unsafe { fill_panel::<__m512>(target, terms, beside, rows, columns, panel, compute) };
+unsafe fn panel_avx512(part: &Part, panel: &mut [f32]) {
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe { fill_panel::<__m512>(part, panel, |block| one_panel_avx512(block)) };
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn panel_avx2(
-    target: Target,
-    terms: &[Term],
-    beside: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    panel: &mut [f32],
-) {
-    // SAFETY, for both: as the caller says; the instructions are enabled here.
-    let compute = |block: &Rows| unsafe { rows_avx2(block) };
-    unsafe { fill_panel::<__m256>(target, terms, beside, rows, columns, panel, compute) };
+unsafe fn panel_avx2(part: &Part, panel: &mut [f32]) {
+    // SAFETY: as the caller says; the instructions are enabled here.
+    unsafe { fill_panel::<__m256>(part, panel, |block| rows_avx2(block)) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
@@ -302,16 +289,9 @@ fn read_in_place<'a>(terms: &'a [Term], rows: usize, columns: &Range<usize>) -> 
 /// # Safety
 /// As [`Level::fill_panel`]; inlined into code with the instructions of `V`.
 #[inline(always)]
-unsafe fn fill_panel<V: Vector>(
-    target: Target,
-    terms: &[Term],
-    beside: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    panel: &mut [f32],
-    compute: impl Fn(&Rows),
-) {
-    for (index, terms) in terms.chunks(beside).enumerate() {
+unsafe fn fill_panel<V: Vector>(part: &Part, panel: &mut [f32], compute: impl Fn(&Rows)) {
+    let Part { target, terms, beside, rows, columns } = part;
+    for (index, terms) in terms.chunks(*beside).enumerate() {
         if terms.iter().all(|term| term.columns_among(columns.clone()).is_empty()) {
             continue;
         }
@@ -320,7 +300,7 @@ unsafe fn fill_panel<V: Vector>(
             // SAFETY: `depth` are rows of the right factors and columns of the left one; `rows` and `columns` are in the target; a panel of
             // that depth fits the scratch, and one that is read in place is columns of the factor in whole groups.
             unsafe {
-                let (panel, panel_stride) = match read_in_place(terms, rows.len(), &columns) {
+                let (panel, panel_stride) = match read_in_place(terms, rows.len(), columns) {
                     Some(right) => {
                         let first = columns.start - terms[0].first_column;
                         let start = right.start.as_ptr().add(depth.start * right.row_stride + first);

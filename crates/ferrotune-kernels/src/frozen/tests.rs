@@ -22,6 +22,11 @@ fn rows_of_one_tensor_are_shared_and_others_are_copied() {
     }
     let turned = whole.tr();
     assert_eq!(stacked(&[&turned, &turned]), Tensor::cat(&[&turned, &turned], 0).narrow(0, 0, 5));
+    // Nothing is shared of a sparse tensor, and none is asked for its address.
+    let sparse = whole.to_sparse_sparse_dim(2);
+    let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+    let product = FrozenWeight::stacked(&[&sparse, &sparse]).and_then(|weight| weight.forward_product(&x));
+    assert!(product.is_err() || product.unwrap() == x.matmul(&Tensor::cat(&[&whole, &whole], 0).tr()));
 }
 
 /// Weights whose numbers need few bits, and in how many they are kept; the last needs all.

@@ -325,6 +325,10 @@ impl FrozenWeight {
 
 /// The whole of which these are the rows, one after the other, if there is one.
 fn rows_of_one(weights: &[&Tensor]) -> Option<Tensor> {
+    // Of other layouts there is no address of the numbers to ask for.
+    if weights.iter().any(|weight| weight.is_sparse() || weight.is_mkldnn()) {
+        return None;
+    }
     let first = weights.first()?;
     let (mut next, mut rows) = (first.data_ptr().addr(), 0);
     for weight in weights {

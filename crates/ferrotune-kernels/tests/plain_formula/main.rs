@@ -91,7 +91,17 @@ fn a_group_equals_its_members_apart() {
     group(67, 71, [45, 20, 33], [3, 2], Kind::Half);
 }
 
-/// Three layers on one input, the first and the last with updates; the weights' numbers are those of a kind.
+/// What dropout multiplies the input of a layer by.
+fn mask(tokens: i64, in_features: i64, dropout: f64, layer: u64, mode: Mode) -> Tensor {
+    let kind = (Kind::Float, Device::Cpu);
+    let frozen = FrozenWeight::new(&Tensor::zeros([in_features, in_features], kind)).unwrap();
+    let eye = Tensor::eye(in_features, kind);
+    let update = LowRank { a: &eye, b: &eye, scaling: 1.0, dropout, layer };
+    lora_linear(&Tensor::ones([tokens, in_features], kind), &frozen, None, Some(update), mode).unwrap()
+}
+
+/// Three layers on one input, the first and the last with updates, without dropout and with it in either; the weights' numbers are those
+/// of a kind.
 fn group(tokens: i64, in_features: i64, out_features: [i64; 3], ranks: [i64; 2], numbers: Kind) {
     let [rank, other] = ranks;
     let [first, second, third] = [0, 1, 2].map(|index| {
@@ -100,30 +110,47 @@ fn group(tokens: i64, in_features: i64, out_features: [i64; 3], ranks: [i64; 2],
     });
     let frozen = FrozenWeight::stacked(&[&first, &second, &third]).unwrap();
     let [one, two, three] = out_features;
-    compare(
-        &[&[tokens, in_features], &[rank, in_features], &[one, rank], &[other, in_features], &[three, other]],
-        |leaves| {
-            let update = |a, b, scaling| Some(LowRank { a, b, scaling, dropout: 0.0, layer: 0 });
-            let members = [
-                GroupMember { out_features: one, update: update(&leaves[1], &leaves[2], 2.5) },
-                GroupMember { out_features: two, update: None },
-                GroupMember { out_features: three, update: update(&leaves[3], &leaves[4], 0.5) },
-            ];
-            grouped_lora_linear(&leaves[0], Prologue::None, &frozen, None, &members, Mode::Eval).unwrap()
-        },
-        |leaves| {
-            let x = &leaves[0];
-            let update = |a: &Tensor, b: &Tensor| x.matmul(&a.tr()).matmul(&b.tr());
-            Tensor::cat(
-                &[
-                    x.matmul(&first.tr()) + update(&leaves[1], &leaves[2]) * 2.5,
-                    x.matmul(&second.tr()),
-                    x.matmul(&third.tr()) + update(&leaves[3], &leaves[4]) * 0.5,
-                ],
-                1,
-            )
-        },
-    );
+    let mode = Mode::Train(RandomKey::from_seed(3));
+    for dropout in [[0.0, 0.0], [0.25, 0.0], [0.0, 0.25]] {
+        let masks = [0, 1].map(|index| mask(tokens, in_features, dropout[index], 4 + index as u64, mode));
+        compare(
+            &[
+                &[tokens, in_features],
+                &[rank, in_features],
+                &[one, rank],
+                &[other, in_features],
+                &[three, other],
+            ],
+            |leaves| {
+                let update = |a, b, scaling, dropout, layer| Some(LowRank { a, b, scaling, dropout, layer });
+                let members = [
+                    GroupMember {
+                        out_features: one,
+                        update: update(&leaves[1], &leaves[2], 2.5, dropout[0], 4),
+                    },
+                    GroupMember { out_features: two, update: None },
+                    GroupMember {
+                        out_features: three,
+                        update: update(&leaves[3], &leaves[4], 0.5, dropout[1], 5),
+                    },
+                ];
+                grouped_lora_linear(&leaves[0], Prologue::None, &frozen, None, &members, mode).unwrap()
+            },
+            |leaves| {
+                let x = &leaves[0];
+                let update =
+                    |mask: &Tensor, a: &Tensor, b: &Tensor| (x * mask).matmul(&a.tr()).matmul(&b.tr());
+                Tensor::cat(
+                    &[
+                        x.matmul(&first.tr()) + update(&masks[0], &leaves[1], &leaves[2]) * 2.5,
+                        x.matmul(&second.tr()),
+                        x.matmul(&third.tr()) + update(&masks[1], &leaves[3], &leaves[4]) * 0.5,
+                    ],
+                    1,
+                )
+            },
+        );
+    }
 }
 
 #[test]

@@ -21,8 +21,10 @@ use tch::Tensor;
 const SMALL: usize = 1 << 16;
 /// Numbers of the rows of the large factor that are read twice.
 const LARGE: usize = 1 << 17;
-/// Rows of a task at the least. It has a sum of its own over its rows.
+/// Rows of a task at the most, unless the sums are too many. It has a sum of its own over its rows.
 const TASK_ROWS: usize = 128;
+/// What the number of tasks is a multiple of, so that an even number of threads is done at once.
+const TASKS: usize = 2;
 /// Numbers of the sums of all tasks, at the most.
 const SUMS: usize = 1 << 22;
 /// Sums and products that take as long as it takes to read a number.
@@ -87,7 +89,9 @@ fn at_level(
     let input = input.and_then(Matrix::of).filter(suits);
     let width = input.map_or(0, |input| input.columns);
     // By the shapes alone: the number of threads changes no sum.
-    let task_rows = rows.div_ceil(SUMS / (columns * (depth + width))).max(TASK_ROWS);
+    let most = SUMS / (columns * (depth + width));
+    let tasks = rows.div_ceil(TASK_ROWS).next_multiple_of(TASKS).min(most);
+    let task_rows = rows.div_ceil(tasks).next_multiple_of(GROUP);
     let tasks = rows.div_ceil(task_rows);
     let (Some((product, product_target)), Some((_kept, sums)), Some((of_other, other_target))) = (
         Target::new(rows, columns)?,
@@ -341,7 +345,7 @@ mod tests {
             [33, 16, 16, 48],
             [300, 592, 16, 32],
             [129, 1040, 48, 64],
-            [4100, 4096, 16, 96],
+            [4100, 4096, 16, 4096],
             [270, 1536, 32, 1024],
         ] {
             // Columns of wider tensors, as those of a stack of layers.

@@ -26,7 +26,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example finetune -- examples/recipes/demo.toml --find-lr
 
 Exit codes: 0 done, 2 the recipe, the data or the model cannot be used, 130 or 143 interrupted by Ctrl-C or SIGTERM, with a \
-checkpoint to go on from, 1 anything else.";
+checkpoint to go on from if a step was made and checkpoints are kept, 1 anything else.";
 
 /// Fine-tune a Llama or Mistral model with LoRA, as a recipe says.
 #[derive(Parser)]

@@ -26,7 +26,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example generate -- --model .models/smollm2-135m-instruct/hf \\
     --adapter runs/demo/adapter --input .data/rustdoc-summaries/validation.jsonl --output predictions.jsonl
 
-Exit codes: 0 done, 2 the input cannot be used, 1 anything else.";
+Exit codes: 0 done, 2 the input cannot be used, 130 or 143 interrupted by Ctrl-C or SIGTERM, 1 anything else.";
 
 /// Answer prompts greedily through the model's own chat template.
 #[derive(Parser)]
@@ -34,7 +34,7 @@ Exit codes: 0 done, 2 the input cannot be used, 1 anything else.";
 struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Fold the adapter into the weights first: a token then costs what it costs without one.
+    /// Fold the adapter into the weights first, which then take all bits of f32
     #[arg(long, requires = "adapter")]
     merge: bool,
     /// One prompt; its answer is printed as it is generated.

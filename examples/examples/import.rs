@@ -16,7 +16,7 @@ Examples:
   cargo run --release -p ferrotune-examples --example import -- --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
   cargo run --release -p ferrotune-examples --example generate -- --model smollm2 --prompt \"What is the capital of France?\"
 
-Exit codes: 0 done, 2 the file cannot be imported or the output cannot be written, 1 anything else.";
+Exit codes: 0 done, 2 the file cannot be imported or the output cannot be written, 130 or 143\ninterrupted by Ctrl-C or SIGTERM, 1 anything else.";
 
 /// Import a GGUF file (Llama or Mistral) into a Hugging Face model directory in f32.
 #[derive(Parser)]

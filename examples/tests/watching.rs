@@ -106,6 +106,9 @@ fn what_a_watcher_finds_is_said_counted_and_drawn() {
     );
     let metrics = job.json("out/metrics.json");
     assert_eq!(metrics["train"]["steps"], 20, "it ends there");
+    let measured: Vec<_> =
+        metrics["validation"]["history"].as_array().unwrap().iter().map(|at| &at["step"]).collect();
+    assert_eq!(measured, [0, 20], "{metrics}");
     let finding = &metrics["train"]["findings"][0];
     assert_eq!(
         (finding["watcher"].as_str(), finding["action"].as_str()),

@@ -94,8 +94,8 @@ impl ForwardContext {
     /// [`ForwardContext::save`] in another kind: tensors are stored as `kind`, and backward gets them back in the kind that they have now.
     ///
     /// `Kind::BFloat16` halves what f32 activations take until backward, and keeps 8 bits of each number; `Kind::Half` keeps 11 and turns
-    /// what lies beyond 65504 into infinity. Gradients are then those of the rounded numbers. Unlike `save` this makes copies,
-    /// which no later change of the tensors reaches. Without a graph to record, nothing is stored and nothing copied.
+    /// what lies beyond 65504 into infinity. Gradients are then those of the rounded numbers. Unlike `save` this copies
+    /// tensors of other kinds, so that no later change reaches what is saved. Without a graph to record, nothing is copied.
     ///
     /// # Errors
     /// Those of libtorch.

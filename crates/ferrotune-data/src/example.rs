@@ -90,7 +90,7 @@ pub struct Example {
 /// and a non-empty `system` becomes a system message before it. **Of `messages` only the last answer is trained**; earlier
 /// answers are context. Other fields are ignored, but those that would change what the model sees and that are not
 /// supported (`tools`, `chat_template_kwargs`; `tool_calls`, `reasoning_content`, `reasoning`, `thinking` of a message) are
-/// refused unless they are null or empty.
+/// refused unless they are null or empty, and so are a message's `weight` unless it is 1 and what looks like a misspelt `input` or `system`.
 ///
 /// A byte order mark and CRLF line ends are accepted. Blank lines are skipped; those between examples are counted in a
 /// warning. Texts must not be empty or only white space, except the content of a system message.
@@ -98,7 +98,8 @@ pub struct Example {
 /// # Errors
 /// - [`Error::BadLines`](crate::Error::BadLines) with the line, the column, what was expected and what was found: the first
 ///   20 bad lines and how many there are
-/// - [`Error::EmptyFile`](crate::Error::EmptyFile), [`Error::Io`](crate::Error::Io)
+/// - [`Error::NotJsonLines`](crate::Error::NotJsonLines), [`Error::EmptyFile`](crate::Error::EmptyFile),
+///   [`Error::NotAFile`](crate::Error::NotAFile), [`Error::Io`](crate::Error::Io)
 ///
 /// # Examples
 /// ```

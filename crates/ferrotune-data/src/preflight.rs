@@ -50,8 +50,8 @@ pub struct Preflight {
     pub targets_per_row: Spread,
     /// Rows without a target: nothing is learned from them.
     pub rows_without_target: Vec<Source>,
-    /// Rows longer than `max_length`. Always empty for rows of [`tokenize`](crate::tokenize()), which refuses them instead of
-    /// cutting them.
+    /// Rows longer than `max_length`. Always empty for rows of [`tokenize_all`](crate::tokenize_all), which refuses them, and for those
+    /// that a [`Truncation`](crate::Truncation) has cut before.
     pub rows_cut: Vec<Source>,
     /// The tokens at which generation stops.
     pub stop_token_ids: Vec<u32>,

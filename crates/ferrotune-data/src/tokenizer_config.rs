@@ -175,7 +175,7 @@ fn added_token(value: &Value, name: &str, path: &Path) -> Result<AddedToken> {
     Ok(token.rstrip(flag("rstrip")).normalized(flag("normalized")))
 }
 
-/// The template file, else the field: a string, or a list of named ones, or an object of them.
+/// The template file, else the field: a string, or a list of named ones.
 fn chat_template(
     directory: &Path,
     fields: &Map<String, Value>,

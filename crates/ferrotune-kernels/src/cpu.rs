@@ -4,19 +4,19 @@
 //! not lie side by side) the function takes its libtorch path. The work is a [`Kernel`], compiled for several instruction sets and
 //! run on ranges of rows by libtorch's threads; a row is computed by one thread alone, so the number of threads changes no result.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(ferrotune_elsewhere)))]
 #[allow(unsafe_code)] // numbers of tensors by address
 pub(crate) mod attention;
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(any(not(target_arch = "x86_64"), ferrotune_elsewhere))]
 #[path = "cpu/attention/elsewhere.rs"]
 pub(crate) mod attention;
 mod exp;
 #[allow(unsafe_code)] // numbers of tensors as slices that change
 mod in_place;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(ferrotune_elsewhere)))]
 #[allow(unsafe_code)] // numbers of tensors by address
 mod product;
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(any(not(target_arch = "x86_64"), ferrotune_elsewhere))]
 #[path = "cpu/product/elsewhere.rs"]
 mod product;
 #[allow(unsafe_code)] // numbers of tensors as slices

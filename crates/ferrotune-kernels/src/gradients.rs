@@ -14,7 +14,8 @@ const PART: usize = 1 << 13;
 /// The sum of the squares of the elements of each tensor.
 ///
 /// The root of all of them together is the norm by which gradients are clipped. f32 tensors on the CPU are read once, in one
-/// parallel region, and summed in f64: the sum is finite exactly if all elements are. Other tensors are summed by libtorch in f32.
+/// parallel region, and summed in f64: the sum is finite exactly if all elements are. If one
+/// tensor is something else, libtorch takes the norms of all of them, each in its own kind.
 ///
 /// ```
 /// use ferrotune_kernels::{squared_norms, tch::Tensor};

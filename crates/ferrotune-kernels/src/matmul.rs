@@ -3,7 +3,7 @@
 use crate::{cpu::product, error::Result};
 use tch::Tensor;
 
-/// `left right`, by the loops of this crate where they are faster than libtorch's product; outside the graph.
+/// `left right`, by the loops of this crate where they are faster than libtorch's product, for factors that want no gradient.
 ///
 /// ```
 /// use ferrotune_kernels::matmul;

@@ -67,7 +67,7 @@ impl LoraLinear {
     /// - `weight`: `[out_features, in_features]`; `bias`: `[out_features]`
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the shapes do not fit.
+    /// [`Error::Kernel`] if the shapes do not fit; [`Error::ShapeMismatch`] for a bias that does not.
     pub fn new(path: &str, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         Self::stacked(&[(path, weight, bias)])
     }
@@ -87,7 +87,7 @@ impl LoraLinear {
     /// [`forward`](Self::forward) holds their outputs side by side.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the shapes do not fit; [`Error::MixedBias`] if some have a bias and others none.
+    /// [`Error::Kernel`] if the shapes do not fit; [`Error::ShapeMismatch`] for a bias that does not; [`Error::MixedBias`] if some have a bias and others none.
     pub fn stacked(layers: &[(&str, &Tensor, Option<&Tensor>)]) -> Result<Self> {
         let weights: Vec<&Tensor> = layers.iter().map(|(_, weight, _)| *weight).collect();
         let biases: Vec<&Tensor> = layers.iter().filter_map(|(_, _, bias)| *bias).collect();
@@ -184,7 +184,8 @@ impl LoraLinear {
     /// Gives the module at `path` the adapter `adapter`, in place of what it had there.
     ///
     /// # Errors
-    /// [`Error::NoSuchModule`] if the layer does not stand for that module; [`Error::ShapeMismatch`] names both shapes.
+    /// [`Error::NoSuchModule`] if the layer does not stand for that module; [`Error::ShapeMismatch`] names both shapes;
+    /// [`Error::InvalidValue`] for an index beyond 4095.
     pub fn set_adapter(&mut self, path: &str, adapter: usize, weights: LoraWeights) -> Result<()> {
         let place = self.check_adapter(path, adapter, &weights)?;
         let adapters = &mut self.members[place].adapters;
@@ -363,7 +364,7 @@ impl LoraLinear {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Kernel`] if libtorch fails.
+    /// [`Error::Kernel`] or [`Error::Torch`] if libtorch fails.
     pub fn merge_adapter(&mut self, adapter: usize) -> Result<()> {
         if !self.has_adapter(adapter) {
             return Ok(());

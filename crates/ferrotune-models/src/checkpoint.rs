@@ -36,8 +36,9 @@ impl Checkpoint {
     /// Reads the headers of a directory's `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// [`Error::NotAModel`] and [`Error::GitLfsPointer`] say what the directory is instead; [`Error::NoWeights`] if there is neither file; [`Error::Weights`] for a file that is not whole or an index that leads outside the
-    /// directory or names what is not there.
+    /// [`Error::NotAModel`] and [`Error::GitLfsPointer`] say what the directory is instead; [`Error::NoWeights`] if there is neither file;
+    /// [`Error::Io`], [`Error::NotAFile`] or [`Error::TooLarge`] for one that cannot be read; [`Error::Weights`] for a file that is not whole
+    /// or an index that leads outside the directory or names what is not there.
     pub fn open(directory: &Path) -> Result<Self> {
         check_directory(directory)?;
         let (single, index) =

@@ -107,8 +107,9 @@ impl ModelConfig {
     /// Reads `config.json` (and the stop tokens of `generation_config.json`) of a model directory.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::ConfigMalformed`] name the file; [`Error::ConfigUnsupported`] names the field that changes the
-    /// maths and is not supported; [`Error::ConfigInvalid`] a value that cannot be.
+    /// [`Error::Io`], [`Error::NotAFile`] or [`Error::TooLarge`] for the file; [`Error::InFile`] around [`Error::ConfigMalformed`],
+    /// [`Error::ConfigUnsupported`] (the field that changes the maths and is not supported) or [`Error::ConfigInvalid`] (a value that cannot
+    /// be).
     pub fn from_dir(directory: &Path) -> Result<Self> {
         let path = directory.join("config.json");
         let text = regular_file::read_json(&path)?;

@@ -52,8 +52,9 @@ impl CausalLm {
     /// Loads a Hugging Face model directory: `config.json` and safetensors weights in f32, f16 or bf16, computed in `kind`.
     ///
     /// # Errors
-    /// Those of [`ModelConfig::from_dir`] and [`Checkpoint::open`]; [`Error::TensorMissing`], [`Error::TensorShape`] or
-    /// [`Error::TensorsUnexpected`] where configuration and weights do not belong together.
+    /// Those of [`ModelConfig::from_dir`] and [`Checkpoint::open`]; [`Error::TensorMissing`], [`Error::TensorShape`],
+    /// [`Error::TensorDtype`] or [`Error::TensorsUnexpected`] where configuration and weights do not belong together;
+    /// [`Error::TensorNotFinite`].
     pub fn load(directory: &Path, device: Device, kind: Kind) -> Result<Self> {
         let config = ModelConfig::from_dir(directory)?;
         let checkpoint = Checkpoint::open(directory)?;
@@ -136,8 +137,8 @@ impl CausalLm {
     /// - `input_ids`: `[total_tokens]`; returns `[rows, hidden_size]`
     ///
     /// # Errors
-    /// [`Error::Inputs`] if ids and layout have different lengths, or a sequence is longer than the model's context;
-    /// [`Error::TokenOutOfRange`] for an id without an embedding.
+    /// [`Error::Inputs`] if ids and layout have different lengths, a sequence is longer than the model's context, or has
+    /// an adapter that the model does not have; [`Error::TokenOutOfRange`] for an id without an embedding.
     pub fn hidden_states(
         &self,
         input_ids: &[i64],
@@ -163,7 +164,7 @@ impl CausalLm {
     /// Negative log-likelihood of each target, `[targets]` in f32: the loss is their sum.
     ///
     /// # Errors
-    /// As [`CausalLm::hidden_states`].
+    /// As [`CausalLm::hidden_states`]; [`Error::Kernel`] for a target outside of the vocabulary.
     pub fn target_nll(&self, inputs: &PackedInputs, mode: Mode) -> Result<Tensor> {
         self.target_losses(inputs, mode, ForwardOptions::default())
     }
@@ -171,7 +172,8 @@ impl CausalLm {
     /// Loss of each target, `[targets]` in f32: its negative log-likelihood, and what the options make of it.
     ///
     /// # Errors
-    /// As [`CausalLm::hidden_states`]; [`Error::Kernel`] for a label smoothing outside of 0 to 1.
+    /// As [`CausalLm::hidden_states`]; [`Error::Kernel`] for a target outside of the vocabulary, or a label
+    /// smoothing outside of 0 to 1.
     pub fn target_losses(
         &self,
         inputs: &PackedInputs,

@@ -72,7 +72,7 @@ pub struct UsualBatch {
 }
 
 impl CausalLm {
-    /// Floating-point operations of the matrix products of a training step: forward, and backward down to the lowest adapter.
+    /// Floating-point operations of the matrix products of a training step: forward, and backward down to the first layer.
     ///
     /// With `T` tokens, `R` rows that reach the end of the last layer, and `out`, `in` of each linear layer, a frozen product and its
     /// input's gradient are `4 T out in`, an adapter's products `6 T r (out + in)`, the head `4 R vocab_size hidden_size`, and

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The vector and matrix instruction sets of this processor that matter to tensor arithmetic.
 ///
-/// Names are those of `/proc/cpuinfo` on Linux (`avx2`, `avx512_bf16`, `amx_int8`, ...).
+/// On x86-64 names are those of `/proc/cpuinfo` on Linux (`avx2`, `avx512_bf16`, `amx_int8`, ...); on aarch64 those of Rust.
 ///
 /// ```
 /// use ferrotune_precision::CpuFeatures;

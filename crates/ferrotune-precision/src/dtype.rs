@@ -100,19 +100,19 @@ impl DtypePolicy {
             ComputeDtype::F32 => Ok(Self::default()),
             ComputeDtype::Bf16 => Err(Error::DtypeNotOffered {
                 dtype: compute,
-                reason: "weights are held in f32, and training has bf16 = true for products in bf16, which are slower than f32 \
+                reason: "weights keep the digits of f32, and training has bf16 = true for products in bf16, which are slower than f32 \
                          on a processor without avx512_bf16",
             }),
             ComputeDtype::F16 => Err(Error::DtypeNotOffered {
                 dtype: compute,
-                reason: "weights are held in f32, and training has fp16 = true for products in f16, with a scaled loss against \
+                reason: "weights keep the digits of f32, and training has fp16 = true for products in f16, with a scaled loss against \
                          gradients that underflow",
             }),
         }
     }
 
     /// The policy of `bf16` and `fp16` in `TrainingArguments`: products in the 16-bit dtype, everything that is kept (weights,
-    /// gradients, moments) in `f32`. With neither, everything is `f32`.
+    /// gradients, moments) with the digits of `f32`. With neither, everything is `f32`.
     ///
     /// It is for a model that casts by it, at two places: [`to_compute`](Self::to_compute) on both factors of a product, and
     /// [`to_full`](Self::to_full) before a norm, a softmax or a loss. Since the casts are differentiable, an `f32` adapter gets an
@@ -153,7 +153,7 @@ impl DtypePolicy {
         self.compute == ComputeDtype::F16
     }
 
-    /// How frozen weights are stored.
+    /// The precision of frozen weights, in however few bits they are kept.
     pub fn weights(&self) -> ComputeDtype {
         self.weights
     }

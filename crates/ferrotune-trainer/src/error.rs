@@ -228,7 +228,7 @@ pub enum Error {
     /// A checkpoint could not be kept, or not be read again.
     #[error("the checkpointer failed in {event}: {source}")]
     Checkpointer {
-        /// What it was asked for: `save` or `load_best`.
+        /// What it was asked for: `save`, `load_best` or `load_before`.
         event: &'static str,
         /// Its own error.
         #[source]

@@ -52,7 +52,8 @@ impl Evaluation {
 /// is a mean of batch means, which does.)
 ///
 /// # Errors
-/// [`Error::EmptyDataset`], [`Error::NoTargets`], [`Error::NonFiniteLoss`] with the examples of the batch, and whatever the model and
+/// [`Error::EmptyDataset`], [`Error::InvalidArgument`] for a batch size of 0, [`Error::UnfitLoss`], [`Error::NoTargets`],
+/// [`Error::NonFiniteLoss`] with the examples of the batch, and whatever the model and
 /// the data set cannot do.
 pub fn evaluate<M: TrainableModel>(
     model: &M,

@@ -62,7 +62,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// A trainer of `model` on `train`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], [`Error::EmptyDataset`]; [`Error::ForwardArgument`] for a model that was not built with the arguments
+    /// [`Error::InvalidArgument`], [`Error::UnknownName`], [`Error::EmptyDataset`]; [`Error::ForwardArgument`] for a model that was not built with the arguments
     /// of its forward pass; [`Error::NoTrainableParameters`], [`Error::DuplicateParameter`] or [`Error::UnfitParameter`] for one whose
     /// parameters cannot be trained.
     pub fn new(
@@ -163,7 +163,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         self
     }
 
-    /// Hands a checkpoint to `checkpointer` as `save_strategy` says, and when the run is cancelled.
+    /// Hands a checkpoint to `checkpointer` as `save_strategy` says, and when the run is cancelled or a watcher stops it.
     #[must_use]
     pub fn with_checkpointer(mut self, checkpointer: impl Checkpointer + 'a) -> Self {
         self.checkpointer = Some(Box::new(checkpointer));
@@ -234,9 +234,11 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// Does the steps of the plan that are still to be done.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if an evaluation is asked for and there is no validation set; [`Error::UnknownName`] if nothing measures
+    /// [`Error::InvalidArgument`] if an evaluation is asked for and there is no validation set, and for an argument that nobody carries out;
+    /// [`Error::UnknownName`] if nothing measures
     /// the `metric_for_best_model`; [`Error::NonFiniteLoss`], [`Error::MissingGradient`], [`Error::NonFiniteGradient`], [`Error::NoTargets`] and [`Error::Model`]
-    /// name the step and its examples, and leave the parameters as the step before left them; [`Error::Dataset`],
+    /// name the step and its examples, and leave the parameters as the step before left them; [`Error::UnfitLoss`];
+    /// [`Error::NonFiniteParameter`] after the last step; [`Error::RollBacksSpent`]; [`Error::Precision`]; [`Error::Dataset`],
     /// [`Error::OrderLength`], [`Error::Callback`], [`Error::Checkpointer`], [`Error::Reducer`], [`Error::Torch`].
     pub fn train(&mut self) -> Result<TrainOutcome> {
         let plan = self.plan;
@@ -367,11 +369,13 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
         if is_due { self.save() } else { Ok(()) }
     }
 
-    /// Evaluates the validation set if that is due after the steps done. One that is cancelled leaves no record.
+    /// Evaluates the validation set if that is due after the steps done, or a watcher ends the run there. One that is cancelled leaves no
+    /// record.
     fn evaluate(&mut self) -> Result<Option<EvaluationRecord>> {
         let (step, epoch) = (self.state.global_step, self.state.epoch);
         let is_done = self.state.evaluations().next_back().is_some_and(|record| record.step == step);
-        let is_due = self.plan.evaluates_after(step) && !is_done;
+        let is_last = self.ended_by.as_ref().is_some_and(|finding| finding.action == Action::Stop);
+        let is_due = (is_last || self.plan.evaluates_after(step)) && !is_done;
         let Some(validation) = self.validation.filter(|_| is_due) else {
             return Ok(None);
         };
@@ -394,7 +398,7 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
             evaluation.seconds += start.elapsed().as_secs_f64();
         }
         tracing::info!(step, loss = evaluation.loss, target_tokens = evaluation.target_tokens, "evaluated");
-        let evaluations_left = self.plan.evaluations_left(step);
+        let evaluations_left = if is_last { 0 } else { self.plan.evaluations_left(step) };
         let record = EvaluationRecord { step, epoch, evaluation, evaluations_left };
         self.state.log_history.push(LogEntry::Evaluation(record.clone()));
         // As in transformers an evaluation before the first step does not count.

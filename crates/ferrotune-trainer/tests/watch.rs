@@ -271,6 +271,15 @@ fn a_rate_that_is_too_high_or_too_low_is_found() {
             assert_eq!(found[0].watcher, WatcherKind::LearningRate);
             assert!(found[0].advice.contains("too low") && found[0].step <= 500, "{}", found[0]);
         });
+        // However long the run is.
+        healthy(seed, |run| {
+            let loss = |step: f64| 3.0 - 1e-6 * step;
+            let rate = |step| linear(step, 12_000);
+            let run = Simulation { max_steps: 12_000, loss: &loss, validation: &loss, rate: &rate, ..run };
+            let found = run.findings();
+            let low = found.iter().find(|finding| finding.watcher == WatcherKind::LearningRate);
+            assert!(low.is_some_and(|low| low.advice.contains("too low") && low.step <= 2700), "{found:?}");
+        });
     }
 }
 
@@ -331,6 +340,7 @@ fn train(
     };
     let outcome = Trainer::new(&model, arguments, &dataset)
         .unwrap()
+        .with_validation(&dataset)
         .with_watch_actions(actions)
         .unwrap()
         .with_callback(Hear(&heard))
@@ -391,6 +401,9 @@ fn a_spike_is_left_out_or_ends_the_run_as_told() {
         assert_eq!(outcome.findings[0].step, 45, "{:?}", outcome.findings);
         assert!(outcome.findings[0].what.contains("examples: train.jsonl:1, "), "{:?}", outcome.findings);
         assert!(!outcome.cancelled);
+        // Wherever a run ends, its last step is evaluated.
+        let evaluated: Vec<_> = outcome.evaluations.iter().map(|at| (at.step, at.evaluations_left)).collect();
+        assert_eq!((evaluated, outcome.validation.is_some()), (vec![(outcome.global_step, 0)], true));
     }
     let (outcome, ..) = train(spike, WatchActions::none());
     assert_eq!(outcome.unwrap().findings, []);

@@ -71,7 +71,8 @@ impl CachedAttention {
     /// A sequence may read rows that another sequence of the same pass fills.
     ///
     /// # Errors
-    /// [`Error::Layout`] if a sequence has more or fewer rows than tokens; [`Error::InvalidOption`] for a window that hides the token
+    /// [`Error::Layout`] if there are more or fewer lists than sequences, a sequence has more or fewer rows than tokens, or a row is
+    /// negative; [`Error::InvalidOption`] for a window that hides the token
     /// itself.
     pub fn new(
         layout: &SequenceLayout,

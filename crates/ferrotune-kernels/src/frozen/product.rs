@@ -23,7 +23,7 @@ impl FrozenWeight {
         Some((left, factor))
     }
 
-    /// `x W^T`: `[tokens, in_features]` to `[tokens, out_features]`, outside the graph.
+    /// `x W^T`: `[tokens, in_features]` to `[tokens, out_features]`, for an `x` that wants no gradient.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.
@@ -31,7 +31,7 @@ impl FrozenWeight {
         self.forward_product_with(x, &[])
     }
 
-    /// `grad W`: `[tokens, out_features]` to `[tokens, in_features]`, the gradient of the input, outside the graph.
+    /// `grad W`: `[tokens, out_features]` to `[tokens, in_features]`, the gradient of the input, for a `grad` that wants none.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) if libtorch fails.

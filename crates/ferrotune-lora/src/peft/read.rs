@@ -58,7 +58,8 @@ pub fn load_config(dir: impl AsRef<Path>) -> Result<LoraConfig> {
 /// ```
 ///
 /// # Errors
-/// [`Error::NoAdapter`] or [`Error::PickleRefused`] for the directory; [`Error::InFile`] with what is wrong in which of its files.
+/// [`Error::NoAdapter`] or [`Error::PickleRefused`] for the directory; [`Error::Io`] or [`Error::NotAFile`] for a file that cannot be read;
+/// [`Error::InFile`] with what is wrong in which of its files.
 pub fn load_adapter(dir: impl AsRef<Path>) -> Result<AdapterFile> {
     let dir = dir.as_ref();
     let config = load_config(dir)?;

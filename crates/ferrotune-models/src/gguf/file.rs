@@ -69,7 +69,8 @@ impl GgufFile {
     /// The file must not be changed in place or truncated while it is open.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::GgufMalformed`] if it is not a sound GGUF file (with the offset of what is
+    /// [`Error::Io`] or [`Error::NotAFile`] if it cannot be read, [`Error::GgufKeyInvalid`] for an alignment that cannot be,
+    /// [`Error::GgufMalformed`] if it is not a sound GGUF file (with the offset of what is
     /// wrong), [`Error::GgufUnsupported`] for another version, byte order or tensor type, or one part of a split model.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;

@@ -1,7 +1,8 @@
 //! GGUF file in, ordinary Hugging Face model directory out.
 //!
 //! The directory holds `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`
-//! (where the file has a template) and `model.safetensors` in f32; `transformers` loads it, and so does this crate. What
+//! (where the file has a template) and `model.safetensors` in f32; `transformers` loads it, and so does this crate, but for linear
+//! rotary scaling, which is imported for `transformers` alone. What
 //! llama.cpp changes on its way from such a directory to a GGUF file is changed back: tensor names, the order of the rows of the
 //! query and key projections, the pre-tokenizer that the file only names.
 //!

@@ -102,7 +102,7 @@ pub struct TrainingArguments {
     pub report_to: Vec<String>,
     /// What the run is called in the logs.
     pub run_name: Option<String>,
-    /// When the validation set is evaluated during the run; after the last step it always is.
+    /// When the validation set is evaluated during the run; after the last step it is, too, unless `eval_delay` is longer than the run.
     pub eval_strategy: IntervalStrategy,
     /// Steps between two evaluations of [`IntervalStrategy::Steps`]; below 1, a share of all steps; `None`: as `logging_steps`.
     pub eval_steps: Option<f64>,

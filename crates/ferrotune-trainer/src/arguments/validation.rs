@@ -7,7 +7,8 @@ impl TrainingArguments {
     /// Refuses values that no run can use.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the name of the first such argument, its value, and what would be accepted.
+    /// [`Error::InvalidArgument`] with the name of the first such argument, its value, and what would be accepted;
+    /// [`Error::UnknownName`] for a name in `optim_args` or `report_to` that is not known.
     pub fn validate(&self) -> Result<()> {
         let check = |holds: bool, field, found: String, expected| {
             if holds { Ok(()) } else { Err(Error::InvalidArgument { field, found, expected }) }
@@ -86,6 +87,7 @@ impl TrainingArguments {
             "true, with bf16 = true".into(),
             "at most one of fp16 and bf16",
         )?;
+        self.check_optim_args()?;
         self.validate_choices()
     }
 

@@ -82,15 +82,9 @@ impl TrainingArguments {
     /// # Errors
     /// [`Error::InvalidArgument`] and [`Error::UnknownName`] for `optim_args`; as [`AdamW::new`] for the parameters.
     pub fn optimizer(&self, parameters: Vec<(String, Tensor)>) -> Result<Box<dyn Optimizer>> {
+        self.check_optim_args()?;
         let mut optimizer: Box<dyn Optimizer> = match self.optim {
             OptimizerName::AdamWTorch | OptimizerName::AdamWTorchFused => {
-                if let Some(given) = self.optim_args.as_ref().filter(|given| !given.is_empty()) {
-                    return Err(Error::InvalidArgument {
-                        field: "optim_args",
-                        found: format!("{given:?}"),
-                        expected: "none: AdamW is told by adam_beta1, adam_beta2, adam_epsilon and weight_decay",
-                    });
-                }
                 Box::new(AdamW::new(parameters, AdamWOptions::from(self))?)
             }
             OptimizerName::Sgd => Box::new(Sgd::new(parameters, SgdOptions::try_from(self)?)?),
@@ -99,6 +93,21 @@ impl TrainingArguments {
             optimizer.set_groups(&|name, parameter| plus.group(name, parameter));
         }
         Ok(optimizer)
+    }
+
+    /// Refuses `optim_args` that the optimizer does not take.
+    pub(crate) fn check_optim_args(&self) -> Result<()> {
+        if self.optim == OptimizerName::Sgd {
+            return SgdOptions::try_from(self).map(drop);
+        }
+        match self.optim_args.as_deref().unwrap_or_default() {
+            "" => Ok(()),
+            given => Err(Error::InvalidArgument {
+                field: "optim_args",
+                found: format!("{given:?}"),
+                expected: "none: AdamW is told by adam_beta1, adam_beta2, adam_epsilon and weight_decay",
+            }),
+        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Reporting {
     /// The reporters of `report_to`, which write into `logging_dir` once the run begins.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a name that is not known.
+    /// [`Error::UnknownName`] for a name that is not known.
     pub fn new(arguments: &TrainingArguments, logging_dir: &Path) -> Result<Self> {
         let hparams = match serde_json::to_value(arguments) {
             Ok(Value::Object(hparams)) => hparams,
@@ -85,7 +85,6 @@ impl Reporting {
         self.reporters.iter().map(|reporter| reporter.name())
     }
 
-    /// Tells every reporter; one that fails is left out.
     /// A text of one's own, such as an answer of the model, at a step.
     pub fn text(&mut self, step: usize, tag: &str, text: &str) {
         self.tell(|reporter| {
@@ -99,6 +98,7 @@ impl Reporting {
         std::mem::take(&mut self.failures)
     }
 
+    /// Tells every reporter; one that fails is left out.
     fn tell(&mut self, tell: impl Fn(&mut dyn Reporter) -> io::Result<()>) {
         let failures = &mut self.failures;
         self.reporters.retain_mut(|reporter| match tell(reporter.as_mut()) {

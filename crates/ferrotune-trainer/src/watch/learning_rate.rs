@@ -23,7 +23,7 @@ const LONGEST: usize = 2000;
 ///
 /// **Too low**: with the medians `m_1`, `m_2` of the two halves of all steps so far and the standard error `SE` of their difference (as in
 /// [`Plateau`](super::Plateau)), it fires when `m_1 - m_2 + SE < 0.03 m_1`. Steps of the warm-up do not count; it looks every 50 steps,
-/// from 100 steps and a fifth of the run up to half of the run, and says it once.
+/// from 100 steps and a fifth of the run (2,000 steps at the most) up to half of the run, over the first 2,000 of them, and says it once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearningRate {
     trend: Trend,
@@ -32,7 +32,7 @@ pub struct LearningRate {
     #[serde(default)]
     lowest_at: usize,
     high_in_a_row: usize,
-    /// The losses since the warm-up, until it is known whether they fall.
+    /// The losses since the warm-up, the first 2,000 of them, until it is known whether they fall.
     losses: Vec<f64>,
     last_rate: Option<f64>,
     said_low: bool,
@@ -86,14 +86,17 @@ impl LearningRate {
             self.losses.clear();
             return None;
         }
-        let over = signals.step > signals.max_steps / 2 || self.losses.len() >= LONGEST || self.said_low;
+        let over = signals.step > signals.max_steps / 2 || self.said_low;
         if over {
             self.losses = Vec::new();
             return None;
         }
+        if self.losses.len() >= LONGEST {
+            return None;
+        }
         self.losses.push(signals.loss);
         let count = self.losses.len();
-        if count < 100.max(signals.max_steps / 5) || !count.is_multiple_of(LOOK_EVERY) {
+        if count < 100.max(signals.max_steps / 5).min(LONGEST) || !count.is_multiple_of(LOOK_EVERY) {
             return None;
         }
         let fall = Fall::between_halves(&self.losses);

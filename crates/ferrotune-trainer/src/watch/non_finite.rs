@@ -7,7 +7,7 @@ use super::{Alarm, Observation, Watcher, WatcherKind};
 /// Finds a loss or a gradient that is NaN or infinite, and says which tensor, which step and which examples.
 ///
 /// With [`Action::Skip`](super::Action::Skip) a bad batch costs its step alone. After [`MOST_IN_A_ROW`](Self::MOST_IN_A_ROW) such steps
-/// in a row it is not the batch: then the run ends whatever the action says.
+/// in a row it is not the batch: then the run ends.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct NonFinite {
     /// Steps in a row that were not finite, the last one included.

@@ -141,8 +141,8 @@ impl Assistant {
         Ok(ferrotune_lora::unload(&mut self.model, ADAPTER_INDEX)?)
     }
 
-    /// Folds the adapter in use, if there is one, into the weights: answers are the same, up to rounding, and cost what they cost
-    /// without an adapter.
+    /// Folds the adapter in use, if there is one, into the weights: answers are the same, up to rounding. The weights then take all
+    /// bits of f32, also where the model's own are kept in fewer.
     ///
     /// # Errors
     /// [`Error::Lora`] if libtorch fails.

@@ -14,13 +14,23 @@ pub(super) fn environment(recipe: &Recipe, started: SystemTime) -> Vec<Fact> {
         Fact::new("ferrotune", env!("CARGO_PKG_VERSION")),
         Fact::new("libtorch", libtorch),
         Fact::new("Device", &recipe.runtime.device),
-        Fact::new("Compute dtype", &recipe.runtime.compute_dtype),
+        Fact::new("Compute dtype", compute_dtype(recipe)),
         Fact::new("Threads", format!("{} of {cores} cores", tch::get_num_threads())),
         Fact::new("System", format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH)),
     ];
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     facts.extend(processor(&cpuinfo).map(|name| Fact::new("Processor", name)));
     facts
+}
+
+/// The types that the model is computed in.
+fn compute_dtype(recipe: &Recipe) -> String {
+    let answers = &recipe.runtime.compute_dtype;
+    match (recipe.training.bf16, recipe.training.fp16) {
+        (true, _) => format!("bf16 in training, {answers} for answers"),
+        (_, true) => format!("f16 in training, {answers} for answers"),
+        _ => answers.clone(),
+    }
 }
 
 /// The processor's name, which Linux says once for each core.
@@ -55,6 +65,16 @@ mod tests {
         ] {
             assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
         }
+    }
+
+    #[test]
+    fn the_dtype_of_training_is_told_apart_from_that_of_answers() {
+        let mut recipe = Recipe::new("out", "model", "train");
+        assert_eq!(compute_dtype(&recipe), "f32");
+        recipe.training.bf16 = true;
+        assert_eq!(compute_dtype(&recipe), "bf16 in training, f32 for answers");
+        (recipe.training.bf16, recipe.training.fp16) = (false, true);
+        assert_eq!(compute_dtype(&recipe), "f16 in training, f32 for answers");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::fmt;
 /// Bytes of a number, unless it is a factor or the result of a product under `bf16` or `fp16`.
 const F32: u64 = size_of::<f32>() as u64;
 /// Logits that exist at one time in `linear_cross_entropy`.
-const CHUNK_LOGITS: u64 = 16 << 20;
+const CHUNK_LOGITS: u64 = 4 << 20;
 
 /// The memory that a part of a job takes in addition to what the process has, by what takes it, in bytes.
 ///

@@ -80,7 +80,8 @@ pub trait Observer {
 pub struct RunOutcome {
     /// All numbers, as in `metrics.json`.
     pub metrics: Metrics,
-    /// Whether the run was stopped before its end: a checkpoint was written, or the adapter and the recipe if training was over.
+    /// Whether the run was stopped before its end: a checkpoint was written if a step was made and `save_strategy` is not `"no"`, or the
+    /// adapter and the recipe if training was over.
     pub cancelled: bool,
     /// Whether the run had come to its end before: nothing was done.
     pub finished_before: bool,
@@ -101,7 +102,7 @@ impl RunOutcome {
 /// libtorch's, for the whole process: the caller sets it (`tch::set_num_threads`) before anything is computed.
 /// A run that goes on from a checkpoint is refused where recipe, data or model have changed, unless `accept_changes`.
 /// `cancellation` is the flag that [`Observer::cancelled`] reads, if the caller has one: the training loop looks at it between
-/// micro-batches.
+/// optimizer steps, and between the batches of an evaluation.
 ///
 /// # Errors
 /// Those of every part, with file, line, field or tensor; [`Error::is_bad_input`](crate::Error::is_bad_input) tells whether the user's input is at fault.

@@ -129,6 +129,12 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
             ),
         );
     }
+    if training.run_name.is_some() && training.report_to.is_empty() {
+        contradiction(
+            ["training.run_name", "training.report_to"],
+            "`training.run_name` names the run in its log, but there is no `training.report_to`; add it, or remove `run_name`".to_owned(),
+        );
+    }
     if training.bf16 && training.fp16 {
         contradiction(
             ["training.fp16", "training.bf16"],
@@ -155,9 +161,11 @@ pub(super) fn contradictions(recipe: &Recipe, source: &Source, problems: &mut Ve
 
 /// What the trainer itself refuses, at its place in the recipe.
 pub(super) fn arguments(recipe: &Recipe, source: &Source, problems: &mut Vec<Problem>) {
+    use ferrotune_trainer::Error::{InvalidArgument, UnknownName};
     let refused = training_arguments(recipe).and_then(|arguments| Ok(arguments.validate()?));
-    if let Err(crate::Error::Trainer(error @ ferrotune_trainer::Error::InvalidArgument { field, .. })) =
-        refused
+    if let Err(crate::Error::Trainer(
+        error @ (InvalidArgument { field, .. } | UnknownName { argument: field, .. }),
+    )) = refused
     {
         let (keys, reason) = (vec![format!("training.{field}")], error.to_string());
         let kind = ProblemKind::Contradiction { keys, reason };

@@ -3,7 +3,7 @@
 //! Only `output_dir`, `model.path` and `data.train` are required; every other key has a default that stands at
 //! the field of the section's type, and in `docs/recipe.md` with the values that it takes. The names are those of PEFT's
 //! `LoraConfig` and transformers' `TrainingArguments`; the defaults are not all theirs: `r`, `lora_alpha`, the batch size, the
-//! accumulation, the learning rate, the weight decay and `logging_steps` differ. A recipe with everything written out:
+//! accumulation, the learning rate, the weight decay and `logging_steps` differ. A recipe with much of it written out:
 //!
 //! ```toml
 //! output_dir = "runs/synopsis"     # adapter/, recipe.toml, metrics.json, predictions.jsonl, report.html

@@ -35,11 +35,11 @@ pub struct DataSection {
     pub max_test: Option<usize>,
     /// The most tokens an example may have, prompt and completion. Default: 1024.
     pub max_length: usize,
-    /// What happens to a longer example of `train` or `validation`: `"error"` names all of them and ends the run, `"drop"` leaves
+    /// What happens to a longer example of `train` or `validation`: `"error"` names the first 20, counts all and ends the run, `"drop"` leaves
     /// them out, `"keep_start"` and `"keep_end"` keep their first or last `max_length` tokens. Default: `"error"`.
     pub truncation: Truncation,
-    /// What happens to a line that holds no example, or one that the chat template refuses: `"strict"` names all of them and ends
-    /// the run, `"skip"` leaves them out and says so. Default: `"strict"`.
+    /// What happens to a line that holds no example, or one that the chat template refuses: `"strict"` names the first 20, counts
+    /// all and ends the run, `"skip"` leaves them out and says so. Default: `"strict"`.
     pub on_error: OnError,
 }
 
@@ -155,8 +155,8 @@ pub struct TrainingSection {
     /// Whether it is recorded after the first step, too. Default: false.
     pub logging_first_step: bool,
     /// When the validation loss is measured between the first step and the last: one of
-    /// [`EVAL_STRATEGIES`](super::EVAL_STRATEGIES). Before the first step and after the last one it always is, if there
-    /// is a validation file. Default: `"no"`.
+    /// [`EVAL_STRATEGIES`](super::EVAL_STRATEGIES). Before the first step it always is, if there is a validation
+    /// file, and after the last one unless `eval_delay` is longer than the run. Default: `"no"`.
     pub eval_strategy: String,
     /// Measure it every so many steps if `eval_strategy` is `"steps"`; below 1 it is a share of all steps. Default:
     /// `logging_steps`.

@@ -42,10 +42,10 @@ pub struct Metrics {
     /// The numbers in the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trainable_parameters: Option<u64>,
-    /// The numbers in the model, frozen and trainable.
+    /// The numbers in the base model, without the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_parameters: Option<u64>,
-    /// Seconds from the start of the program to the end of the first optimizer step, but for the evaluation
+    /// Seconds from the start of the run to the end of the first optimizer step, but for the evaluation
     /// before training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_to_first_step_s: Option<f64>,
@@ -81,7 +81,7 @@ pub struct TrainMetrics {
     pub examples: u64,
     /// Tokens of prompts and completions; there is no padding, and a shared prefix counts for each example.
     pub real_tokens: u64,
-    /// Tokens that were learnt, those of the completions.
+    /// Tokens that were learnt, those of the completions; of a part of an epoch as many as on average.
     pub target_tokens: u64,
     /// `real_tokens / seconds`.
     pub real_tokens_per_s: f64,

@@ -5,7 +5,7 @@
 //! of its own in the recipe's `output_dir`, `learning_rate=1e-4,r=8`, down to the bytes of its adapter the same as if it were made alone.
 //! A sweep that was left, or whose grid has grown, goes on with what is not done yet.
 //!
-//! `sweep.json` and `sweep.html` beside the folders hold the results so far, the best first; see
+//! `sweep.json` and `sweep.html` beside the folders hold the results so far, the page with the best first; see
 //! [`SweepReport`](crate::report::SweepReport).
 //!
 //! ```no_run

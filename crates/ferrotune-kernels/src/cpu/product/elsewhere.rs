@@ -68,6 +68,7 @@ impl Compact {
 }
 
 /// No product has any here.
+#[expect(dead_code, reason = "written as for loops, of which there are none")]
 pub(crate) struct Term<'a> {
     pub(crate) first_column: usize,
     pub(crate) scale: f32,
@@ -96,6 +97,19 @@ pub(crate) fn add_products(_: &mut Tensor, _: &[Term]) -> bool {
     false
 }
 
-pub(crate) fn narrow_products(_: &Tensor, _: &Tensor, _: f64, _: &Tensor) -> Result<Option<[Tensor; 2]>> {
+/// No tensors have them here.
+pub(crate) struct NarrowProducts {
+    pub(crate) product: Tensor,
+    pub(crate) of_other: Tensor,
+    pub(crate) of_input: Option<Tensor>,
+}
+
+pub(crate) fn narrow_products(
+    _: &Tensor,
+    _: &Tensor,
+    _: f64,
+    _: &Tensor,
+    _: Option<&Tensor>,
+) -> Result<Option<NarrowProducts>> {
     Ok(None)
 }

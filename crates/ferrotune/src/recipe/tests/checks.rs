@@ -30,6 +30,21 @@ fn contradictions_are_refused_with_their_place() {
              \"epoch\", or remove `eval_delay`",
         ),
         (
+            &["training.run_name=first"],
+            "--set training.run_name=first: `training.run_name` names the run in its log, but there is no `training.report_to`; add \
+             it, or remove `run_name`",
+        ),
+        (
+            &["training.optim_args=momentum=0.9"],
+            "--set training.optim_args=momentum=0.9: training argument optim_args = \"momentum=0.9\": expected none: AdamW is told by \
+             adam_beta1, adam_beta2, adam_epsilon and weight_decay",
+        ),
+        (
+            &["training.optim=sgd", "training.optim_args=momentun=0.9"],
+            "--set training.optim_args=momentun=0.9: optim_args \"momentun\" is not offered: expected one of momentum, dampening, \
+             nesterov; did you mean \"momentum\"?",
+        ),
+        (
             &["training.predict_with_generate=true"],
             "--set training.predict_with_generate=true: `training.predict_with_generate` answers the prompts of a file that is not \
              given; add `data.validation`, or remove it",

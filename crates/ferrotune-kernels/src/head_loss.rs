@@ -9,8 +9,8 @@ use crate::{
 use ferrotune_autograd::{BackwardContext, BoxedError, ForwardContext, Function, apply_one};
 use tch::{Device, Tensor};
 
-/// Number of logits that exist at one time: 16 MiB in f32.
-const CHUNK_LOGITS: i64 = 4 << 20;
+/// The most logits that exist at one time in [`linear_cross_entropy`], unless one row has more: 16 MiB in f32.
+pub const CHUNK_LOGITS: i64 = 4 << 20;
 
 const NAME: &str = "linear_cross_entropy";
 

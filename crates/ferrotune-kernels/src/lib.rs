@@ -29,7 +29,7 @@ pub use error::{Error, Result};
 pub use filled_tensor::filled_tensor;
 pub use frozen::{FrozenWeight, frozen_linear};
 pub use gradients::{add_all, squared_norms};
-pub use head_loss::{CrossEntropyOptions, linear_cross_entropy, linear_cross_entropy_with};
+pub use head_loss::{CHUNK_LOGITS, CrossEntropyOptions, linear_cross_entropy, linear_cross_entropy_with};
 pub use layout::{Segment, SequenceLayout};
 pub use lora_linear::{GroupMember, LowRank, grouped_lora_linear, lora_linear};
 pub use matmul::matmul;

@@ -1,7 +1,7 @@
 //! How much arithmetic a training step is, and how fast the machine does it: what a step takes beyond that is overhead.
 
 use crate::{decoder::CausalLm, error::Result, layer::Layer};
-use ferrotune_kernels::{SequenceLayout, matmul};
+use ferrotune_kernels::{CHUNK_LOGITS, SequenceLayout, matmul};
 use ferrotune_lora::LoraLinear;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -11,9 +11,8 @@ const MEASURED: Duration = Duration::from_millis(60);
 /// Passes of a measurement, where they do not take several times as long.
 const PASSES: usize = 3;
 
-/// Tokens of a sequence, and logits, at the most, of products that are measured.
+/// Tokens of a sequence at the most, of products that are measured.
 const LONGEST: i64 = 512;
-const MOST_LOGITS: i64 = 4 << 20;
 
 /// Arithmetic of a training step's matrix products, in floating-point operations, by what they belong to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -153,7 +152,7 @@ impl CausalLm {
         let _no_grad = tch::no_grad_guard();
         let config = self.config();
         // A step computes scores and logits of a few rows at a time, and larger ones are no faster.
-        let (length, targets) = (length.min(LONGEST), targets.min(MOST_LOGITS / config.vocab_size.max(1)));
+        let (length, targets) = (length.min(LONGEST), targets.min(CHUNK_LOGITS / config.vocab_size.max(1)));
         let [tokens, length, targets, rank] = [tokens, length, targets, rank].map(|size| size.max(1));
 
         let mut of_adapters = Vec::new();

@@ -3,6 +3,7 @@
 use super::PackedDataset;
 use crate::{Error, Result};
 use ferrotune_data::Tokenized;
+use ferrotune_kernels::CHUNK_LOGITS;
 use ferrotune_models::{CausalLm, ModelConfig, tch::Kind};
 use ferrotune_precision::{AvailableMemory, MemoryBound, available_memory, readable_bytes_beside};
 use ferrotune_trainer::{Dataset, TrainingArguments};
@@ -10,8 +11,6 @@ use std::fmt;
 
 /// Bytes of a number, unless it is a factor or the result of a product under `bf16` or `fp16`.
 const F32: u64 = size_of::<f32>() as u64;
-/// Logits that exist at one time in `linear_cross_entropy`.
-const CHUNK_LOGITS: u64 = 4 << 20;
 
 /// The memory that a part of a job takes in addition to what the process has, by what takes it, in bytes.
 ///
@@ -235,7 +234,7 @@ impl Shape {
 
     /// `copies` of the logits of a chunk, and the gradient of each target's hidden state.
     fn logits(&self, targets: u64, copies: u64) -> u64 {
-        let rows = targets.min((CHUNK_LOGITS / self.vocabulary.max(1)).max(1));
+        let rows = targets.min((CHUNK_LOGITS.unsigned_abs() / self.vocabulary.max(1)).max(1));
         bytes(rows, copies * self.vocabulary).saturating_add(bytes(targets, 2 * self.hidden))
     }
 }

@@ -27,11 +27,22 @@ mod simd;
 pub(crate) use exp::{exp, exp_of_negative};
 pub(crate) use in_place::{Change, RowsMut, change_all, change_rows};
 pub(crate) use product::{
-    Compact, FEW_ROWS, Factor, Matrix, NarrowProducts, Term, add_products, narrow_products, product,
-    products_beside, reads_as_it_is, reads_bf16, sum_of_products,
+    Compact, FEW_ROWS, Factor, Matrix, Term, add_products, narrow_products, product, products_beside,
+    reads_as_it_is, reads_bf16, sum_of_products,
 };
-pub(crate) use rows::{Rows, fill_rows, fill_rows_beside};
+pub(crate) use rows::{Rows, fill_rows, fill_rows_beside, is_strided};
 pub(crate) use simd::{Kernel, LANES, dispatch, dot, largest, map, mul_add, padded, update};
+
+/// What [`narrow_products`] computes.
+#[derive(Debug, PartialEq)]
+pub(crate) struct NarrowProducts {
+    /// `scale * left right`, `[rows, columns]`
+    pub(crate) product: tch::Tensor,
+    /// `left^T other`, `[depth, columns]`
+    pub(crate) of_other: tch::Tensor,
+    /// `product^T input`, `[columns, width]`, where an input was given that suits the loops
+    pub(crate) of_input: Option<tch::Tensor>,
+}
 
 /// A tensor of reproducible noise in `[-1, 1)`.
 #[cfg(test)]

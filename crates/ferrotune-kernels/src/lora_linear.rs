@@ -83,7 +83,8 @@ pub fn lora_linear(
 /// result has the weight's kind. Mixed precision is `x` in f32 with the others in 16 bits, which the caller casts.
 ///
 /// # Shapes
-/// - `x`: `[..., in_features]`, or `[tokens, 2 in_features]` with [`Prologue::SwiGlu`]; `weight`: `[sum of out_features, in_features]`; `bias`: `[sum of out_features]`
+/// - `x`: `[..., in_features]`, or `[tokens, 2 in_features]` with [`Prologue::SwiGlu`]; `weight`: `[sum of out_features, in_features]`;
+///   `bias`: `[sum of out_features]`
 /// - returns `[..., sum of out_features]`
 ///
 /// # Errors

@@ -87,7 +87,8 @@ impl LoraLinear {
     /// [`forward`](Self::forward) holds their outputs side by side.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the shapes do not fit; [`Error::ShapeMismatch`] for a bias that does not; [`Error::MixedBias`] if some have a bias and others none.
+    /// [`Error::Kernel`] if the shapes do not fit; [`Error::ShapeMismatch`] for a bias that does not; [`Error::MixedBias`] if some have a
+    /// bias and others none.
     pub fn stacked(layers: &[(&str, &Tensor, Option<&Tensor>)]) -> Result<Self> {
         let weights: Vec<&Tensor> = layers.iter().map(|(_, weight, _)| *weight).collect();
         let biases: Vec<&Tensor> = layers.iter().filter_map(|(_, _, bias)| *bias).collect();

@@ -34,7 +34,8 @@ pub struct Prediction {
 /// fields with the same name the last counts, as in Python.
 ///
 /// # Errors
-/// [`Error::BadLines`] with the lines that are not such objects, the first 20 of them and their number; [`Error::NoPredictions`] if there is no line at all;
+/// [`Error::BadLines`] with the lines that are not such objects, the first 20 of them and their number; [`Error::NoPredictions`] if there
+/// is no line at all;
 /// [`Error::Read`] if the file cannot be read.
 pub fn read_predictions(path: &Path, prediction_field: &str) -> Result<Vec<Prediction>> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };

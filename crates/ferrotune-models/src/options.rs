@@ -23,9 +23,11 @@ pub struct ForwardOptions {
     pub neftune_alpha: Option<f64>,
     /// Which dtype products are computed in; that of the weights where it is the policy's own.
     ///
-    /// Linear layers, gates, attention (summed in f32 for heads of a multiple of 16) and the output head are computed in it. Embeddings, the sums between the layers, norms, rotations
+    /// Linear layers, gates, attention (summed in f32 for heads of a multiple of 16) and the output head are computed in it. Embeddings,
+    /// the sums between the layers, norms, rotations
     /// and the cross-entropy stay in f32, and so do the adapters: the layers cast `A` and `B` in the graph. Frozen weights are rounded
-    /// once, and kept in both dtypes unless their numbers are those of the one. So it is under `torch.autocast`, which rounds them again in each pass.
+    /// once, and kept in both dtypes unless their numbers are those of the one. So it is under `torch.autocast`, which rounds them again in
+    /// each pass.
     ///
     /// # References
     /// Micikevicius et al. 2017, arXiv:1710.03740; `torch.autocast`.

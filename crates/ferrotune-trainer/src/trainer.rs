@@ -62,7 +62,8 @@ impl<'a, M: TrainableModel> Trainer<'a, M> {
     /// A trainer of `model` on `train`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], [`Error::UnknownName`], [`Error::EmptyDataset`]; [`Error::ForwardArgument`] for a model that was not built with the arguments
+    /// [`Error::InvalidArgument`], [`Error::UnknownName`], [`Error::EmptyDataset`]; [`Error::ForwardArgument`] for a model that was not
+    /// built with the arguments
     /// of its forward pass; [`Error::NoTrainableParameters`], [`Error::DuplicateParameter`] or [`Error::UnfitParameter`] for one whose
     /// parameters cannot be trained.
     pub fn new(

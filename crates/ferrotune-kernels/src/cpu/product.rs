@@ -43,7 +43,7 @@ pub(crate) use compact::Compact;
 pub(crate) use factor::Factor;
 pub(super) use level::{Few, Level, level};
 pub(crate) use matrix::Matrix;
-pub(crate) use narrow::{NarrowProducts, narrow_products};
+pub(crate) use narrow::narrow_products;
 
 /// Rows of a left factor up to which nothing is copied.
 pub(crate) const FEW_ROWS: usize = 32;

@@ -79,14 +79,18 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Whether a tensor's numbers lie at its strides: another one has no address to be asked for.
+pub(crate) fn is_strided(tensor: &Tensor) -> bool {
+    !tensor.is_sparse() && !tensor.is_mkldnn()
+}
+
 /// Whether a tensor's numbers are of that kind, in this process's memory, at its strides.
 pub(super) fn is_plain(tensor: &Tensor, kind: Kind) -> Option<bool> {
     Some(
         tensor.defined()
             && tensor.device() == Device::Cpu
             && tensor.f_kind().ok()? == kind
-            && !tensor.is_sparse()
-            && !tensor.is_mkldnn()
+            && is_strided(tensor)
             && !tensor.f_is_neg().ok()?,
     )
 }

@@ -1,7 +1,7 @@
 //! How the numbers of a frozen weight are kept.
 
 use crate::{
-    cpu::{Compact, reads_as_it_is, reads_bf16},
+    cpu::{Compact, is_strided, reads_as_it_is, reads_bf16},
     error::{Error, Result, check_shape},
     filled_tensor::filled_tensor,
 };
@@ -325,11 +325,7 @@ impl FrozenWeight {
 
 /// The whole of which these are the rows, one after the other, if there is one.
 fn rows_of_one(weights: &[&Tensor]) -> Option<Tensor> {
-    // Of other layouts there is no address of the numbers to ask for.
-    if weights.iter().any(|weight| weight.is_sparse() || weight.is_mkldnn()) {
-        return None;
-    }
-    let first = weights.first()?;
+    let first = weights.first().filter(|_| weights.iter().all(|weight| is_strided(weight)))?;
     let (mut next, mut rows) = (first.data_ptr().addr(), 0);
     for weight in weights {
         let alike = weight.kind() == first.kind() && weight.device() == first.device();

@@ -23,7 +23,8 @@ use tch::{Device, Kind, Tensor};
 ///
 /// # Errors
 /// Before anything is written: [`Error::ShapeMismatch`], [`Error::NotFinite`], [`Error::UnexpectedTensor`] for a module that the
-/// configuration does not target or that is there twice, whatever [`LoraConfig::validate`] finds, [`Error::InvalidValue`] if there is no tensor, and [`Error::ForeignFile`] if the directory
+/// configuration does not target or that is there twice, whatever [`LoraConfig::validate`] finds, [`Error::InvalidValue`] if there is no
+/// tensor, and [`Error::ForeignFile`] if the directory
 /// holds other files than an adapter's. [`Error::Io`] if writing fails; the old state is kept.
 ///
 /// ```no_run

@@ -82,9 +82,9 @@ impl TrainingArguments {
     /// # Errors
     /// [`Error::InvalidArgument`] and [`Error::UnknownName`] for `optim_args`; as [`AdamW::new`] for the parameters.
     pub fn optimizer(&self, parameters: Vec<(String, Tensor)>) -> Result<Box<dyn Optimizer>> {
-        self.check_optim_args()?;
         let mut optimizer: Box<dyn Optimizer> = match self.optim {
             OptimizerName::AdamWTorch | OptimizerName::AdamWTorchFused => {
+                self.check_optim_args()?;
                 Box::new(AdamW::new(parameters, AdamWOptions::from(self))?)
             }
             OptimizerName::Sgd => Box::new(Sgd::new(parameters, SgdOptions::try_from(self)?)?),

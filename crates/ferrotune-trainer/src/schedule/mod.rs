@@ -15,7 +15,8 @@ use plateau::Plateau;
 /// The learning rate of every step of a run.
 ///
 /// The learning rate of an optimizer step is `learning_rate * factor(s)`, where `s` counts the steps already done: the first step of a
-/// schedule with warm-up has rate 0. With `w` warm-up steps and `T` steps in all, the factor is `s / w` while `s < w`, if the table says nothing else; then, with
+/// schedule with warm-up has rate 0. With `w` warm-up steps and `T` steps in all, the factor is `s / w` while `s < w`, if the table says
+/// nothing else; then, with
 /// `p = (s - w) / (T - w)`, `c` for `num_cycles` and `m` for `min_lr_rate` (or `min_lr / learning_rate`):
 ///
 /// | name | factor | `lr_scheduler_kwargs`, with their defaults |
@@ -90,7 +91,8 @@ impl Schedule {
     ///
     /// # Errors
     /// [`Error::UnknownName`] for one of the `kwargs` that the schedule does not take, and for an unknown name in one;
-    /// [`Error::InvalidArgument`] for any of a schedule that takes none, a value out of range, one that is missing, and a `learning_rate` that is not above the rate
+    /// [`Error::InvalidArgument`] for any of a schedule that takes none, a value out of range, one that is missing, and a `learning_rate`
+    /// that is not above the rate
     /// that `polynomial` ends at.
     pub fn new(
         kind: SchedulerType,

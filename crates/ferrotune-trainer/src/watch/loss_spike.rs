@@ -16,7 +16,8 @@ const FLOOR: f64 = 0.05;
 /// Finds a step whose loss is far above the trend of the steps before.
 ///
 /// With the exponential mean `m` of the losses (decay 0.95) and the residuals `r_t = loss_t - m_(t-1)` of the last 64 steps, of which 30
-/// are needed, it fires at `r_t > max(10 s, 3 m / 4, 0.05)`, where `s = 1.4826 median |r - median r|`. What is more than `max(3 s, 0.05)` above the
+/// are needed, it fires at `r_t > max(10 s, 3 m / 4, 0.05)`, where `s = 1.4826 median |r - median r|`. What is more than `max(3 s, 0.05)`
+/// above the
 /// trend moves it by that alone, so that a spike does not hide the next one; a level that stays is got used to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LossSpike {

@@ -1,6 +1,6 @@
 //! On processors that no loops are written for, libtorch multiplies.
 
-use crate::error::Result;
+use crate::{cpu::NarrowProducts, error::Result};
 use std::{convert::Infallible, marker::PhantomData};
 use tch::Tensor;
 
@@ -95,13 +95,6 @@ pub(crate) fn products_beside(_: Matrix, _: &[(Matrix, f32)]) -> Result<Option<T
 
 pub(crate) fn add_products(_: &mut Tensor, _: &[Term]) -> bool {
     false
-}
-
-/// No tensors have them here.
-pub(crate) struct NarrowProducts {
-    pub(crate) product: Tensor,
-    pub(crate) of_other: Tensor,
-    pub(crate) of_input: Option<Tensor>,
 }
 
 pub(crate) fn narrow_products(

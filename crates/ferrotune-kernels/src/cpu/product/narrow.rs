@@ -10,7 +10,7 @@ use super::{
     tile::GROUP,
     vector::Vector,
 };
-use crate::error::Result;
+use crate::{cpu::NarrowProducts, error::Result};
 use std::{
     arch::x86_64::{__m256, __m512},
     ops::Range,
@@ -29,17 +29,6 @@ const TASKS: usize = 2;
 const SUMS: usize = 1 << 22;
 /// Sums and products that take as long as it takes to read a number.
 const WORK_PER_NUMBER: usize = 64;
-
-/// What [`narrow_products`] computes.
-#[derive(Debug, PartialEq)]
-pub(crate) struct NarrowProducts {
-    /// `scale * left right`, `[rows, columns]`
-    pub(crate) product: Tensor,
-    /// `left^T other`, `[depth, columns]`
-    pub(crate) of_other: Tensor,
-    /// `product^T input`, `[columns, width]`, where an input was given that suits the loops
-    pub(crate) of_input: Option<Tensor>,
-}
 
 /// The products of `left`, `[rows, depth]`, with `right`, `[depth, columns]`, and `other`, `[rows, columns]`, and that of the first of them
 /// with `input`, `[rows, width]`; `None` where these loops do not suit the tensors.
